@@ -1,0 +1,443 @@
+"""Clutch, series() and parallel(): composing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from celery import Celery, Task, current_app, group
+from celery.canvas import Signature, chunks
+from celery.utils.functional import maybe_list
+
+from . import canvas, compat, plan, record
+from .errors import BuildError, InvalidName, InvalidParent, InvalidStep, PlanTooDeep
+from .plan import Job, Node, Parallel, Scope, Series
+from .plugins import runtime
+from .result import ClutchResult
+from .task import Attempt, ClutchTask, current_attempt
+
+_ID = re.compile(r"[A-Za-z0-9_.:@+=/~-]{1,200}")
+
+# What Celery writes into a signature when it sends it; a job gets its own.
+_SENT = frozenset(
+    ("task_id", "root_id", "parent_id", "group_id", "group_index", "chord", "chain", "reply_to")
+)
+
+
+class Clutch:
+    """Celery tasks composed into series and parallels.
+
+    A step is a signature, a task, a tuple ``(task, *args)``, or another clutch. Celery's options of
+    a signature are kept; the clutch's queue goes before every job's and every handler's own.
+
+    Args:
+        steps: the first steps.
+        name: for people: shown in listings and in `Status`.
+        queue: of every job and handler.
+        on_failure: a signature or task, sent once for each step in which an attempt has failed,
+            when all members of the step have completed or failed for the first time.
+        on_success: sent once, when every job has a result.
+        on_death: sent once, when a job has exhausted its retries.
+        id: of the run, instead of a generated one; letters, digits and ``_.:@+=/~-``, at most 200.
+        tags: for people and for filters.
+        parent: ``self`` of the running job that the clutch is nested in. It starts when that job
+            returns, and what follows the job waits for it.
+        app: the Celery app; default: that of the first step, else the current one.
+
+    Handlers are sent with ``Status.to_dict()`` before their own arguments (an immutable signature
+    gets its own alone).
+    """
+
+    def __init__(
+        self,
+        *steps: Any,
+        name: str | None = None,
+        queue: str | None = None,
+        on_failure: Any = None,
+        on_success: Any = None,
+        on_death: Any = None,
+        id: str | None = None,
+        tags: Iterable[str] = (),
+        parent: Any = None,
+        app: Celery | None = None,
+    ) -> None:
+        self.name = name
+        self.queue = queue
+        self.on_failure = on_failure
+        self.on_success = on_success
+        self.on_death = on_death
+        self.id = id
+        self.tags = tuple(tags) if _is_iterable(tags) else tags
+        self.parent = parent
+        self._app = app
+        # The steps collected by the clutch itself and by each block that is open.
+        self._open: list[list[Node]] = [[]]
+        for step in steps:
+            self << step
+
+    @classmethod
+    def from_canvas(cls, sig: Any, **options: Any) -> Clutch:
+        """A clutch of an existing Celery chain, group, chord or signature.
+
+        As in Celery, a mutable signature gets the previous result before its arguments (a list
+        after a parallel step), an immutable one does not. *options* are those of `Clutch`.
+
+        Raises:
+            InvalidStep: *sig* is not a signature.
+        """
+        if not isinstance(sig, Signature):
+            raise InvalidStep(f"from_canvas takes a Celery signature, not {_describe(sig)}")
+        clutch = cls(**options)
+        if clutch._app is None:
+            clutch._app = sig.app
+        clutch._open[0] = list(plan.series([clutch._canvas(sig)]).steps)
+        return clutch
+
+    # --- composing ------------------------------------------------------------------------
+
+    def __lshift__(self, step: Any) -> Clutch:
+        """Add a step, to the innermost open block."""
+        self._open[-1].append(self._node(step))
+        return self
+
+    def add(self, task: Any, /, *args: Any, **kwargs: Any) -> Clutch:
+        """Add ``task.s(*args, **kwargs)``; without arguments, any step."""
+        if args or kwargs:
+            if not isinstance(task, Task):
+                raise InvalidStep(f"add takes a task before arguments, not {_describe(task)}")
+            task = task.s(*args, **kwargs)
+        return self.__lshift__(task)
+
+    @contextmanager
+    def parallel(self) -> Iterator[Clutch]:
+        """A block whose steps run side by side; together they are one step. Empty, it adds none."""
+        with self._block() as nodes:
+            yield self
+        node = plan.parallel(nodes)
+        if node.size:
+            self._open[-1].append(node)
+
+    @contextmanager
+    def series(self) -> Iterator[Clutch]:
+        """A block whose steps run one after another: a branch of its own inside ``parallel()``."""
+        with self._block() as nodes:
+            yield self
+        node = plan.series(nodes)
+        if node.size:
+            self._open[-1].append(node)
+
+    def clear(self) -> Clutch:
+        """Remove all steps; settings stay."""
+        if len(self._open) > 1:
+            raise BuildError("clear() inside an open parallel() or series() block")
+        self._open = [[]]
+        return self
+
+    @property
+    def app(self) -> Celery:
+        """The Celery app that the clutch runs on."""
+        parent = getattr(self.parent, "app", None)
+        found: Celery = self._app or parent or current_app._get_current_object()
+        return found
+
+    @property
+    def plan(self) -> Series:
+        """What has been composed, as a frozen plan."""
+        return plan.series(self._open[0], self._scope())
+
+    # --- running --------------------------------------------------------------------------
+
+    def engage(self, **options: Any) -> ClutchResult:
+        """Start a run and return its handle. The clutch can be changed and engaged again.
+
+        An empty clutch sends nothing and has succeeded at once. With ``parent``, the run starts
+        when the parent job returns, and not at all if it raises.
+
+        Args:
+            options: Celery's, for the start (``countdown``, ``eta``, ``priority``...).
+
+        Raises:
+            AlreadyEngaged: a run with the clutch's ``id`` exists.
+            NonJSONArgument: an argument JSON cannot carry; nothing was sent.
+            ChordUnsupported: the result backend cannot do chords; nothing was sent.
+            StoreUnavailable: the store cannot be reached; nothing was sent.
+            ConfigurationError: there is no store, or it is unknown.
+        """
+        if len(self._open) > 1:
+            raise BuildError("engage() inside an open parallel() or series() block")
+        run = None if self.id is None else _checked_id(self.id)
+        name = None if self.name is None else _checked_name("name", self.name)
+        if not _is_iterable(self.tags):
+            kind = "the string " if isinstance(self.tags, str) else ""
+            raise InvalidName(f"tags must be a list of strings, not {kind}{_short(self.tags)}")
+        tags = tuple(_checked_name("tag", tag) for tag in self.tags)
+        attempt = self._parent_attempt()
+        root, parent = self.plan, None
+        if attempt is not None:
+            root, parent = _nested_in(attempt, root)
+        prepared = canvas.prepare(self.app, root, run=run, name=name, tags=tags, parent=parent)
+        if attempt is not None:
+            attempt.nested.append(prepared)
+        else:
+            canvas.launch(prepared, options)
+        return ClutchResult(prepared.run, self.app)
+
+    # --- showing --------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """How many jobs there are."""
+        return sum(node.size for nodes in self._open for node in nodes)
+
+    def __bool__(self) -> bool:
+        return True  # a clutch is a thing, also when it is empty
+
+    def __repr__(self) -> str:
+        name = f" {self.name!r}" if self.name else ""
+        steps, jobs = len(plan.series(self._open[0]).steps), len(self)
+        return f"<Clutch{name}: {steps} step{'s'[: steps != 1]}, {jobs} job{'s'[: jobs != 1]}>"
+
+    def __str__(self) -> str:
+        title = f"Clutch {self.name!r}" if self.name else "Clutch"
+        return "\n".join([title, *_tree(plan.series(self._open[0]), "", "")])
+
+    # --- private --------------------------------------------------------------------------
+
+    @contextmanager
+    def _block(self) -> Iterator[list[Node]]:
+        nodes: list[Node] = []
+        self._open.append(nodes)
+        try:
+            yield nodes
+        finally:
+            self._open.pop()
+
+    def _node(self, step: Any) -> Node:
+        if isinstance(step, Clutch):
+            if len(step._open) > 1:
+                raise BuildError("a clutch with an open block cannot be a step")
+            if self._app is None:
+                self._app = step._app
+            node: Node = step.plan
+            only = node.steps[0] if isinstance(node, Series) and len(node.steps) == 1 else None
+            return only if only is not None and not step._scope() else node
+        if isinstance(step, tuple) and step and isinstance(step[0], Task):
+            step = step[0].s(*step[1:])
+        elif isinstance(step, Task):
+            step = step.s()
+        if not isinstance(step, Signature):
+            raise InvalidStep(
+                "a step is a signature, a task, a tuple (task, *args) or a clutch, not "
+                f"{_describe(step)}"
+            )
+        if self._app is None:
+            self._app = step.app
+        if _is_canvas(step):
+            return self._canvas(step)
+        return _job(step, self._app, {}, prepend=False)
+
+    def _canvas(self, sig: Signature) -> Node:
+        try:
+            return _from_canvas(sig, self._app, {})
+        except RecursionError:
+            raise PlanTooDeep(f"{type(sig).__name__} is nested too deeply to be read") from None
+
+    def _scope(self) -> Scope:
+        if not (self.queue is None or (isinstance(self.queue, str) and self.queue)):
+            raise InvalidName(f"queue is the name of a queue, not {_describe(self.queue)}")
+        return Scope(
+            self.queue,
+            _handler("on_failure", self.on_failure),
+            _handler("on_success", self.on_success),
+            _handler("on_death", self.on_death),
+        )
+
+    def _parent_attempt(self) -> Attempt | None:
+        if self.parent is None:
+            return None
+        if not isinstance(self.parent, Task):
+            raise InvalidParent(
+                "parent is the running task itself (self of a bound task), not "
+                f"{_describe(self.parent)}"
+            )
+        attempt = current_attempt(self.parent)
+        if attempt is not None and not isinstance(self.parent, ClutchTask):
+            raise InvalidParent(
+                f"{self.parent.name} cannot wait for a nested clutch because it is not a "
+                'ClutchTask: set task_cls="celery_clutch:ClutchTask" on the app or base=ClutchTask '
+                "on the task"
+            )
+        return attempt  # None: the task runs on its own, and so does the clutch
+
+
+def series(*steps: Any) -> Clutch:
+    """A clutch of *steps* one after another; takes arguments or one iterable."""
+    return Clutch(*_listed(steps))
+
+
+def parallel(*steps: Any) -> Clutch:
+    """A clutch of one step, in which *steps* run side by side; takes arguments or one iterable."""
+    clutch = Clutch()
+    with clutch.parallel():
+        for step in _listed(steps):
+            clutch << step
+    return clutch
+
+
+def _is_iterable(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+
+
+def _listed(steps: tuple[Any, ...]) -> Iterable[Any]:
+    if len(steps) != 1:
+        return steps
+    (only,) = steps
+    is_call = isinstance(only, tuple) and only and isinstance(only[0], Task)
+    is_step = isinstance(only, (Mapping, Clutch, Task, str)) or is_call
+    return only if isinstance(only, Iterable) and not is_step else steps
+
+
+def _nested_in(attempt: Attempt, root: Series) -> tuple[Series, record.Parent]:
+    """The plan nested in a running job: it inherits the job's queue and ``on_failure``."""
+    header = attempt.header
+    store = runtime(attempt.app).store
+    found = store.patiently(store.read, header.run)
+    outer = record.Meta.loads(found.meta).scope(header.at) if found else Scope()
+    own = root.scope
+    scope = Scope(
+        own.queue or outer.queue, own.on_failure or outer.on_failure, own.on_success, own.on_death
+    )
+    quiet = bool(outer.on_failure) and not own.on_failure
+    parent = record.Parent(
+        header.to_dict(), attempt.task, str(attempt.request.id), attempt.number, quiet
+    )
+    return Series(root.steps, scope), parent
+
+
+def _job(sig: Signature, app: Celery | None, inherited: Mapping[str, Any], *, prepend: bool) -> Job:
+    name = sig.task
+    if not isinstance(name, str) or not name:
+        raise InvalidStep(f"{sig!r} has no task name")
+    task = getattr(sig, "_type", None) or (app or sig.app).tasks.get(name)
+    plain = not isinstance(task, ClutchTask)
+    args, kwargs = tuple(sig.args or ()), dict(sig.kwargs or {})
+    if plain and task is not None and not prepend and not compat.fits(task, args, kwargs):
+        raise InvalidStep(f"{name} cannot be called with the arguments {args!r} {kwargs!r}")
+    options = {key: value for key, value in sig.options.items() if key not in _SENT}
+    return Job(name, args, kwargs, _merged(inherited, options), plain, prepend)
+
+
+def _merged(inherited: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a canvas and of a signature in it: links of both, of the rest its own first."""
+    merged = {**inherited, **own}
+    for key in ("link", "link_error"):
+        if inherited.get(key) and own.get(key):
+            merged[key] = [*maybe_list(own[key]), *maybe_list(inherited[key])]
+    return merged
+
+
+def _is_canvas(sig: Signature) -> bool:
+    return isinstance(sig, (compat.Chain, group, chunks)) or compat.is_chord(sig)
+
+
+def _from_canvas(sig: Any, app: Celery | None, inherited: Mapping[str, Any]) -> Node:
+    """*sig*, with Celery's rule for previous results."""
+    if not isinstance(sig, Signature):
+        sig = (app or current_app).signature(sig)
+    own = {key: value for key, value in sig.options.items() if key not in _SENT}
+    options = _merged(inherited, own)
+    if isinstance(sig, chunks):
+        sig = sig.group()
+    if isinstance(sig, compat.Chain):
+        return _from_chain(sig, app, options)
+    if isinstance(sig, group):
+        return plan.parallel(_branches(sig, app, options))
+    if compat.is_chord(sig):
+        header = plan.parallel(_branches(sig, app, options))
+        body = [_from_canvas(sig.body, app, options)] if sig.body else []
+        return plan.series([header, *body])
+    mapped = sig.task in ("celery.map", "celery.starmap")
+    return _job(sig, app, inherited, prepend=not (sig.immutable or mapped))
+
+
+def _branches(sig: Any, app: Celery | None, options: Mapping[str, Any]) -> Iterator[Node]:
+    """The tasks of a group or of a chord's header; groups among them are unrolled, as in Celery."""
+    for each in sig.tasks:
+        task = _with_args(each, sig.args, app)
+        node = _from_canvas(task, app, options)
+        if isinstance(task, group) and isinstance(node, Parallel):
+            yield from node.branches
+        else:
+            yield node
+
+
+def _from_chain(sig: Any, app: Celery | None, options: Mapping[str, Any]) -> Node:
+    # Celery applies the options of a chain to its first task, links to the last, link_errors to
+    # all.
+    tasks = list(sig.tasks)
+    if tasks:
+        tasks[0] = _with_args(tasks[0], sig.args, app)
+    everywhere = {key: value for key, value in options.items() if key == "link_error"}
+    nodes: list[Node] = []
+    for index, task in enumerate(tasks):
+        inherited = dict(everywhere)
+        if index == 0:
+            inherited.update((k, v) for k, v in options.items() if k not in ("link", "link_error"))
+        if index == len(tasks) - 1 and "link" in options:
+            inherited["link"] = options["link"]
+        nodes.append(_from_canvas(task, app, inherited))
+    return plan.series(nodes)
+
+
+def _with_args(task: Any, args: Any, app: Celery | None) -> Any:
+    if not isinstance(task, Signature):
+        task = (app or current_app).signature(task)
+    return task.clone(tuple(args)) if args else task
+
+
+def _handler(kind: str, handler: Any) -> dict[str, Any] | None:
+    if handler is None:
+        return None
+    if isinstance(handler, Task):
+        handler = handler.s()
+    if not isinstance(handler, Signature):
+        raise InvalidStep(f"{kind} takes a signature or a task, not {_describe(handler)}")
+    return dict(handler)
+
+
+def _checked_id(value: Any) -> str:
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise InvalidName(
+            f"{_short(value)} cannot be the id of a run: use 1 to 200 letters, digits or _.:@+=/~-"
+        )
+    return value
+
+
+def _checked_name(kind: str, value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 200 or not value.isprintable():
+        raise InvalidName(f"{_short(value)} cannot be a {kind}: use 1 to 200 printable characters")
+    return value
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:200]
+
+
+def _describe(value: Any) -> str:
+    return f"{type(value).__name__} {value!r}"[:200]
+
+
+def _tree(node: Node, address: str, indent: str) -> Iterator[str]:
+    below = plan.children(node)
+    for index, child in enumerate(below):
+        last = index == len(below) - 1
+        at = plan.join(address, index)
+        if isinstance(child, Job):
+            values = [repr(arg) for arg in child.args]
+            values += [f"{key}={value!r}" for key, value in child.kwargs.items()]
+            label = f"{child.task}({', '.join(values)})"
+        else:
+            label = "parallel" if isinstance(child, Parallel) else "series"
+        yield f"{indent}{'└─ ' if last else '├─ '}{at} {label}"
+        yield from _tree(child, at, indent + ("   " if last else "│  "))

@@ -1,0 +1,206 @@
+"""JSON in and out: results strictly, arguments as Celery carries them.
+
+Results go through orjson alone, and what it would change silently is refused. Arguments and
+options of a job travel in the plan, and come back as the types that kombu's own JSON brings back
+(datetime, date, UUID, Decimal, bytes), so that a job sees what it would see with plain Celery.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+from uuid import UUID
+
+import orjson
+from kombu.utils import json as kombu_json
+
+from .errors import CorruptRecord, NonJSONArgument, NonJSONResult, ResultTooLarge
+
+_ARGUMENTS = (
+    orjson.OPT_PASSTHROUGH_DATETIME
+    | orjson.OPT_PASSTHROUGH_DATACLASS
+    | orjson.OPT_NON_STR_KEYS
+    | orjson.OPT_PASSTHROUGH_SUBCLASS
+)
+_FALLBACK = kombu_json.JSONEncoder()
+_ATOMS = frozenset((str, int, bool, type(None)))
+
+
+def encode_result(value: Any, where: str, limit: int) -> bytes:
+    """Encode what the job at *where* returned.
+
+    Raises:
+        NonJSONResult: naming the job and the path of the first offending value. Sets, NaN,
+            infinities, integers beyond 64 bits, keys that are not strings, lone surrogates.
+        ResultTooLarge: with the size and the *limit*, in bytes.
+    """
+    try:
+        data = orjson.dumps(value)
+    except TypeError as exc:  # orjson.JSONEncodeError is a TypeError
+        path, problem = _offender(value) or ("$", str(exc))
+        raise NonJSONResult(_not_json(where, path, problem)) from None
+    # orjson writes NaN and the infinities as null: the one change it makes without a word.
+    if b"null" in data and (found := _non_finite(value)):
+        raise NonJSONResult(_not_json(where, *found))
+    if len(data) > limit:
+        raise ResultTooLarge(
+            f"job {where} returned {len(data):,} bytes of JSON; the limit is {limit:,} "
+            "(clutch_max_result_bytes). Store the value elsewhere and return a reference to it."
+        )
+    return data
+
+
+def decode_result(data: bytes) -> Any:
+    """The value that `encode_result` wrote."""
+    try:
+        return orjson.loads(data)
+    except ValueError as exc:
+        raise CorruptRecord(f"a stored result is not JSON: {data[:80]!r} ({exc})") from None
+
+
+def encode_plan(value: Any) -> bytes:
+    """Encode a piece of a plan, arguments and options included."""
+    try:
+        ready = value if _is_plain(value) else _tagged(value)
+        return orjson.dumps(ready, default=_default, option=_ARGUMENTS)
+    except TypeError as exc:
+        raise NonJSONArgument(str(exc)) from None
+    except RecursionError:
+        raise NonJSONArgument("nested too deeply, or it contains itself") from None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether *value* is made of nothing but what orjson writes as it is (it nearly always is)."""
+    stack = [(value, 0)]
+    while stack:
+        item, depth = stack.pop()
+        if type(item) is dict:
+            if not all(type(key) is str for key in item):
+                return False
+            item = item.values()
+        elif type(item) is not list and type(item) is not tuple:
+            return False
+        for each in item:
+            kind = type(each)
+            if kind is list or kind is tuple or kind is dict:
+                stack.append((each, depth + 1))
+                if depth > 250:  # orjson gives up at 254; perhaps it contains itself
+                    return False
+            elif kind not in _ATOMS:
+                return False
+    return True
+
+
+def _tagged(value: Any) -> Any:
+    """*value* with what orjson would change without a word put as kombu puts it, or refused."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is dict:
+        for key in value:
+            if isinstance(key, float) and not math.isfinite(key):
+                raise NonJSONArgument(f"the key {key} has no JSON form")
+        return {key: _tagged(item) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return [_tagged(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return _tagged(value.value)
+    if isinstance(value, UUID):  # orjson has no way to pass these through
+        return _FALLBACK.default(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise NonJSONArgument(f"{value} has no JSON form")
+    if isinstance(value, (dict, list, tuple)):
+        return _tagged(_default(value))
+    return value
+
+
+def decode_plan(data: bytes) -> Any:
+    """The piece of a plan that `encode_plan` wrote."""
+    try:
+        # kombu's envelopes are rare and its decoder slow, so it reads only what needs it.
+        return kombu_json.loads(data) if b'"__type__"' in data else orjson.loads(data)
+    except ValueError as exc:
+        raise CorruptRecord(f"a stored page is not JSON: {data[:80]!r} ({exc})") from None
+
+
+def check_argument(value: Any, where: str) -> None:
+    """Raise `NonJSONArgument`, naming *where* and the path, unless JSON can carry *value*."""
+    try:
+        encode_plan(value)
+    except NonJSONArgument as exc:
+        path, problem = _offender(value, encode_plan) or ("$", str(exc))
+        raise NonJSONArgument(
+            f"{where}: {path} cannot be sent as JSON ({problem}). Pass plain data, or an id that "
+            "the job looks up."
+        ) from None
+
+
+def _default(value: Any) -> Any:
+    # Subclasses are passed through so that __json__ and enums behave as in kombu; what is left
+    # of them are plain containers under another name.
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    return _FALLBACK.default(value)
+
+
+def _not_json(where: str, path: str, problem: str) -> str:
+    return f"job {where} returned something JSON cannot represent at {path}: {problem}"
+
+
+def _children(value: Any, path: str) -> Iterator[tuple[Any, str]]:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield getattr(value, field.name, None), f"{path}.{field.name}"
+    elif isinstance(value, enum.Enum):
+        yield value.value, f"{path}.value"
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield item, f"{path}[{key!r}]"
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield item, f"{path}[{index}]"
+
+
+def _offender(value: Any, encode: Any = orjson.dumps, path: str = "$") -> tuple[str, str] | None:
+    """The path of the innermost value that *encode* refuses, and why (depth first)."""
+    around: set[int] = set()
+    problem = ""
+    while id(value) not in around and len(around) < 300:
+        around.add(id(value))
+        try:
+            encode(value)
+            return None
+        except (TypeError, NonJSONArgument) as exc:
+            problem = f"{type(value).__name__}: {exc}"
+        for child, child_path in _children(value, path):
+            try:
+                encode(child)
+            except (TypeError, NonJSONArgument):
+                value, path = child, child_path
+                break
+        else:
+            return path, problem
+    return path, "nested too deeply, or it contains itself"
+
+
+def _non_finite(value: Any) -> tuple[str, str] | None:
+    stack = [(value, "$")]
+    while stack:
+        item, path = stack.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            return path, f"float: {item} has no JSON form"
+        stack.extend(reversed(list(_children(item, path))))
+    return None

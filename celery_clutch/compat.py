@@ -1,0 +1,98 @@
+"""Where the supported versions of Celery differ, or keep something to themselves.
+
+Everything here can go when what it works around does; each piece says when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from celery import Celery
+from celery import canvas as _canvas
+from celery._state import get_current_task, task_join_will_block
+from celery.utils.time import maybe_make_aware
+
+Chain = _canvas._chain
+"""The signature of a chain. ``celery.chain(...)`` folds its arguments with ``|``, which copies and
+rewrites them; this takes them as they are (5.3 to 5.7)."""
+
+_Chord = _canvas._chord
+
+
+def is_chord(signature: Any) -> bool:
+    """Whether *signature* is a chord. (``celery.chord`` is the class in all supported versions.)"""
+    return isinstance(signature, _Chord)
+
+
+def current_task() -> Any:
+    """The task this thread is running, or None.
+
+    ``celery.current_task`` will not do: it is a proxy, true even outside a task.
+    """
+    return get_current_task()
+
+
+def inside_task() -> bool:
+    """Whether waiting for a result now would block a worker."""
+    return task_join_will_block() or get_current_task() is not None
+
+
+def counts_natively(backend: Any) -> bool:
+    """Whether *backend* counts chord parts itself, so that they need no stored results.
+
+    Of Celery's backends only Redis does (5.3 to 5.7); the others read the stored results.
+    """
+    return any(cls.__module__ == "celery.backends.redis" for cls in type(backend).__mro__)
+
+
+def supports_chords(backend: Any) -> bool:
+    """Whether *backend* can do chords at all."""
+    try:
+        backend.ensure_chords_allowed()
+    except NotImplementedError:
+        return False
+    return True
+
+
+def send_unchecked(task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
+    """Publish *task* without checking the arguments against its signature.
+
+    ``Task.apply_async`` refuses arguments that do not fit. For the next step of a chain that
+    happens in the worker that finished the step before, where nobody can be told (5.3 to 5.7).
+    """
+    app: Celery = task.app
+    options = {**task._get_exec_options(), **options}
+    options.setdefault("ignore_result", task.ignore_result)
+    return app.send_task(
+        task.name, args, kwargs, result_cls=task.AsyncResult, task_type=task, **options
+    )
+
+
+def expiry(app: Celery, expires: Any) -> str:
+    """Celery's ``expires`` (seconds, a datetime or its ISO form) as it stands in messages."""
+    if isinstance(expires, (int, float)):
+        expires = app.now() + timedelta(seconds=expires)
+    return (
+        expires if isinstance(expires, str) else maybe_make_aware(expires, app.timezone).isoformat()
+    )
+
+
+def sends_as_usual(task: Any) -> bool:
+    """Whether nobody has changed how *task* is sent, so that `send_unchecked` does the same."""
+    kind = type(task)
+    owners = {kind.apply_async.__module__, kind.shadow_name.__module__}
+    return owners <= {"celery.app.task", "celery_clutch.task"}
+
+
+def fits(task: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the arguments fit the signature of *task*, as far as Celery checks that."""
+    check: Callable[..., Any] | None = getattr(task, "__header__", None)
+    if not task.typing or check is None:
+        return True
+    try:
+        check(*(args or ()), **(kwargs or {}))
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,162 @@
+"""Every exception that celery-clutch raises on purpose.
+
+::
+
+    ClutchError
+    ├── BuildError             what was composed cannot be run
+    │   ├── InvalidStep        not a signature, a task, (task, *args) or a clutch (also TypeError)
+    │   ├── InvalidParent      ``parent=`` is not a running ClutchTask (also TypeError)
+    │   ├── InvalidName        an id, name or tag too long or with odd characters (also ValueError)
+    │   ├── PlanTooDeep        nested further than a plan may be
+    │   └── NonJSONArgument    an argument or option that JSON cannot carry (also TypeError)
+    ├── ConfigurationError     the app cannot run clutches as it is set up
+    │   ├── NoStore            no ``clutch_store`` and no Redis to derive it from
+    │   ├── UnknownStore       no store is registered for the URL's scheme
+    │   ├── MissingExtra       the store's client library is not installed (also ImportError)
+    │   ├── ChordUnsupported   a parallel step needs a result backend that can do chords
+    │   └── PluginError        a plugin that does not load, or claims a taken scheme
+    ├── StoreError
+    │   ├── StoreUnavailable   the store cannot be reached (also ConnectionError)
+    │   └── CorruptRecord      what the store holds is not what celery-clutch wrote
+    ├── ResultError
+    │   ├── NonJSONResult      a job returned what JSON cannot represent (also TypeError)
+    │   ├── ResultTooLarge     a job returned over ``clutch_max_result_bytes`` (also ValueError)
+    │   └── MissingResult      a result that should be in the store is not there (also LookupError)
+    ├── JobLost                a job ended without an outcome (ignored, given up, its worker gone)
+    ├── NestedClutchFailed     a clutch nested in a running job has failed
+    └── RunError
+        ├── RunNotFound        no such run: never engaged, forgotten or expired (also LookupError)
+        ├── AlreadyEngaged     a run with this id exists
+        ├── ClutchFailed       ``get`` on a run that has failed; carries ``failures``
+        ├── ClutchCancelled    ``get`` on a run that was cancelled
+        ├── ClutchTimeout      ``get`` waited for ``timeout`` seconds (also TimeoutError)
+        └── GetInsideTask      ``get`` inside a task would block the worker
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .status import Failure
+
+
+class ClutchError(Exception):
+    """The root of everything celery-clutch raises on purpose."""
+
+
+class BuildError(ClutchError):
+    """What was composed cannot be run."""
+
+
+class InvalidStep(BuildError, TypeError):
+    """Something that is not a step was added to a clutch."""
+
+
+class InvalidParent(BuildError, TypeError):
+    """``parent=`` must be the running ClutchTask itself (``self`` of a bound task)."""
+
+
+class InvalidName(BuildError, ValueError):
+    """An id, name or tag has characters, or a length, that are not allowed."""
+
+
+class PlanTooDeep(BuildError):
+    """Steps are nested further than a plan may be."""
+
+
+class NonJSONArgument(BuildError, TypeError):
+    """An argument or option of a job cannot be carried by JSON."""
+
+
+class ConfigurationError(ClutchError):
+    """The app cannot run clutches as it is set up."""
+
+
+class NoStore(ConfigurationError):
+    """There is no ``clutch_store`` and no Redis to derive one from."""
+
+
+class UnknownStore(ConfigurationError):
+    """No store is registered for the scheme of ``clutch_store``."""
+
+
+class MissingExtra(ConfigurationError, ImportError):
+    """The client library that a store needs is not installed."""
+
+
+class ChordUnsupported(ConfigurationError):
+    """A parallel step is followed by something, and the result backend cannot do chords."""
+
+
+class PluginError(ConfigurationError):
+    """A plugin does not load, or claims what another one has."""
+
+
+class StoreError(ClutchError):
+    """The result store did not do what it was asked."""
+
+
+class StoreUnavailable(StoreError, ConnectionError):
+    """The store cannot be reached; nothing is known about what it did."""
+
+
+class CorruptRecord(StoreError):
+    """What the store holds is not what celery-clutch wrote."""
+
+
+class ResultError(ClutchError):
+    """A job's result cannot be stored or read."""
+
+
+class NonJSONResult(ResultError, TypeError):
+    """A job returned a value that JSON cannot represent."""
+
+
+class ResultTooLarge(ResultError, ValueError):
+    """A job returned a value larger than ``clutch_max_result_bytes``."""
+
+
+class MissingResult(ResultError, LookupError):
+    """A result that should be in the store is not there."""
+
+
+class JobLost(ClutchError):
+    """A job ended without an outcome: its worker went away, or it ignored itself."""
+
+
+class NestedClutchFailed(ClutchError):
+    """A clutch nested in a running job has failed, and so has the job."""
+
+
+class RunError(ClutchError):
+    """A run is not in a state to do what was asked of it."""
+
+
+class RunNotFound(RunError, LookupError):
+    """There is no such run: it was never engaged, was forgotten or has expired."""
+
+
+class AlreadyEngaged(RunError):
+    """A run with this id exists already."""
+
+
+class ClutchFailed(RunError):
+    """The run has failed; ``failures`` says which jobs and why."""
+
+    def __init__(self, message: str, failures: Sequence[Failure] = ()) -> None:
+        super().__init__(message)
+        self.failures = list(failures)
+
+
+class ClutchCancelled(RunError):
+    """The run was cancelled."""
+
+
+class ClutchTimeout(RunError, TimeoutError):
+    """The run did not end within the time given."""
+
+
+class GetInsideTask(RunError):
+    """Waiting for a run inside a task would block the worker it may need."""

@@ -1,0 +1,112 @@
+"""The ``clutch`` header: all that a message knows of its run.
+
+Celery keeps custom headers across retries, but not across ``replace()``, and does not pass them to
+the next step (5.3 to 5.7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .pages import CloseItem, JobItem, close_slot
+from .stores.base import Settles
+
+NAME = "clutch"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Where a job belongs.
+
+    Attributes:
+        run, generation: the run.
+        at: the job's address.
+        slot: where its result goes.
+        previous: where the previous results are (see `pages`).
+        settles: which steps it settles (see `pages`).
+        prepend: the previous result is its first argument.
+        close: 1 for an internal step that closes something, 0 for a job.
+        late: how often the message was put off because the store was away.
+    """
+
+    run: str
+    generation: int
+    at: str
+    slot: str
+    previous: str = ""
+    settles: str = ""
+    prepend: bool = False
+    close: bool = False
+    late: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Short, for the message: what is empty is left out."""
+        data: dict[str, Any] = {"run": self.run, "gen": self.generation, "at": self.at}
+        if self.slot != self.at:
+            data["slot"] = self.slot
+        if self.previous:
+            data["prev"] = self.previous
+        if self.settles:
+            data["step"] = self.settles
+        for name in ("prepend", "close", "late"):
+            if value := getattr(self, name):
+                data[name] = int(value)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Header:
+        """The header that `to_dict` wrote."""
+        at = data["at"]
+        return cls(
+            data["run"],
+            int(data["gen"]),
+            at,
+            data.get("slot", at),
+            data.get("prev", ""),
+            data.get("step", ""),
+            bool(data.get("prepend")),
+            bool(data.get("close")),
+            int(data.get("late", 0)),
+        )
+
+    @classmethod
+    def of(cls, request: Any) -> Header | None:
+        """The header of a Celery request (worker or eager), or None outside a run."""
+        data = getattr(request, NAME, None)
+        if data is None:  # eager requests have custom headers in `headers` only
+            data = (getattr(request, "headers", None) or {}).get(NAME)
+        return cls.from_dict(data) if data else None
+
+    @classmethod
+    def of_item(cls, run: str, generation: int, item: JobItem | CloseItem) -> Header:
+        """The header for an item of a page."""
+        if isinstance(item, JobItem):
+            prepend = bool(item.job.prepend and item.previous)
+            return cls(run, generation, item.at, item.slot, item.previous, item.settles, prepend)
+        slot = close_slot(item)
+        return cls(run, generation, item.at, slot, item.previous, item.settles, close=True)
+
+    def settled_by_completion(self) -> Settles | None:
+        """The step of which this job, by completing, completes a member."""
+        parallel, _, _ = self.slot.rpartition(".")
+        for step, width in self._steps():
+            if step == parallel:
+                return Settles(step, self.slot, width)
+        return None
+
+    def settled_by_failure(self, *, loud: bool = True) -> list[Settles]:
+        """The steps that a failure settles: the nearest is the one to report it."""
+        found: list[Settles] = []
+        for step, width in self._steps():
+            member = step
+            if step != self.at:
+                branch = self.at[len(step) + 1 :].partition(".")[0]
+                member = f"{step}.{branch}"
+            found.append(Settles(step, member, width, loud and not found))
+        return found
+
+    def _steps(self) -> list[tuple[str, int]]:
+        pairs = (each.partition("*") for each in self.settles.split())
+        return [(step, int(width)) for step, _, width in pairs]

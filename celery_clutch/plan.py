@@ -1,0 +1,212 @@
+"""The plan: a frozen tree of jobs, series and parallels. Pure; knows no Celery.
+
+An **address** is the path of a node from the root, ``"0"``, ``"1.2"``, ``"1.2.0"``, and names a job
+for life. The root is a `Series`; its steps have the addresses ``"0"``, ``"1"`` and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import codec
+from .errors import CorruptRecord, PlanTooDeep
+
+MAX_DEPTH = 64
+"""How deep series and parallels may nest.
+
+Celery copies the body of every enclosing chord into each message, so what a message carries grows
+with the depth; 64 levels of nothing but nesting stay under 64 KB a message.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a subtree sets for itself; what is None is inherited from the subtree around it.
+
+    Handlers are signatures in their dict form.
+    """
+
+    queue: str | None = None
+    on_failure: Mapping[str, Any] | None = None
+    on_success: Mapping[str, Any] | None = None
+    on_death: Mapping[str, Any] | None = None
+
+    def inherit(self, outer: Scope) -> Scope:
+        """This scope inside *outer*. ``on_success`` tells of its own subtree only."""
+        return Scope(
+            queue=self.queue or outer.queue,
+            on_failure=self.on_failure or outer.on_failure,
+            on_success=self.on_success,
+            on_death=self.on_death or outer.on_death,
+        )
+
+    def __bool__(self) -> bool:
+        return any((self.queue, self.on_failure, self.on_success, self.on_death))
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One task to run: its name, arguments and Celery options.
+
+    ``plain`` says that the task is not known to be a ClutchTask, so that an internal task behind it
+    has to collect its value. ``prepend`` says that the previous result goes before ``args``, as
+    Celery does for a mutable signature.
+    """
+
+    task: str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    plain: bool = False
+    prepend: bool = False
+
+    size = 1
+    depth = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Steps that run one after another."""
+
+    steps: tuple[Node, ...] = ()
+    scope: Scope = Scope()
+    size: int = field(init=False, compare=False, repr=False)
+    depth: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _measure(self, self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """Branches that run side by side; what follows waits for all of them."""
+
+    branches: tuple[Node, ...] = ()
+    scope: Scope = Scope()
+    size: int = field(init=False, compare=False, repr=False)
+    depth: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _measure(self, self.branches)
+
+
+Node = Job | Series | Parallel
+
+
+def series(nodes: Iterable[Node], scope: Scope = Scope()) -> Series:
+    """A series of *nodes*: series inside it are flattened (unless they have a scope of their own),
+    and what is empty is left out."""
+    steps: list[Node] = []
+    for node in nodes:
+        if isinstance(node, Series) and not node.scope:
+            steps.extend(node.steps)
+        elif node.size:
+            steps.append(node)
+    return Series(tuple(steps), scope)
+
+
+def parallel(nodes: Iterable[Node], scope: Scope = Scope()) -> Parallel:
+    """A parallel of *nodes*; empty branches are left out, one branch stays a parallel of one.
+
+    A series of one step is the step itself.
+    """
+    return Parallel(tuple(_unwrap(node) for node in nodes if node.size), scope)
+
+
+def _unwrap(node: Node) -> Node:
+    if isinstance(node, Series) and len(node.steps) == 1 and not node.scope:
+        return node.steps[0]
+    return node
+
+
+def children(node: Node) -> tuple[Node, ...]:
+    """The steps or branches of *node*; nothing for a job."""
+    if isinstance(node, Series):
+        return node.steps
+    if isinstance(node, Parallel):
+        return node.branches
+    return ()
+
+
+def walk(node: Node, address: str = "") -> Iterator[tuple[str, Node]]:
+    """Every node below *node* with its address, in definition order."""
+    for index, child in enumerate(children(node)):
+        at = join(address, index)
+        yield at, child
+        yield from walk(child, at)
+
+
+def join(address: str, index: int) -> str:
+    """The address of child *index* of the node at *address*."""
+    return f"{address}.{index}" if address else str(index)
+
+
+def dumps(node: Node) -> bytes:
+    """*node* as JSON; arguments keep the types that Celery's own JSON keeps.
+
+    Raises:
+        NonJSONArgument: where an argument or option has no JSON form.
+    """
+    return codec.encode_plan(_to_json(node))
+
+
+def loads(data: bytes) -> Node:
+    """The node that `dumps` wrote.
+
+    Raises:
+        CorruptRecord: *data* is not a plan.
+    """
+    try:
+        return _from_json(codec.decode_plan(data))
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise CorruptRecord(f"not a plan: {exc!r}") from None
+
+
+def _measure(node: Series | Parallel, nodes: tuple[Node, ...]) -> None:
+    depth = 1 + max((child.depth for child in nodes), default=0)
+    if depth > MAX_DEPTH:
+        raise PlanTooDeep(
+            f"steps are nested more than {MAX_DEPTH} deep. Engage a nested clutch from inside a "
+            "job (Clutch(parent=self)) where depth is a matter of data."
+        )
+    object.__setattr__(node, "size", sum(child.size for child in nodes))
+    object.__setattr__(node, "depth", depth)
+
+
+def job_to_json(job: Job) -> list[Any]:
+    """*job* as a short JSON list."""
+    flags = job.plain + 2 * job.prepend
+    return [job.task, job.args, job.kwargs, job.options, flags]
+
+
+def job_from_json(data: list[Any]) -> Job:
+    """The job that `job_to_json` wrote."""
+    task, args, kwargs, options, flags = data
+    return Job(task, tuple(args), kwargs, options, bool(flags & 1), bool(flags & 2))
+
+
+def scope_to_json(scope: Scope) -> dict[str, Any]:
+    """*scope* without what is not set."""
+    names = ("queue", "on_failure", "on_success", "on_death")
+    return {name: getattr(scope, name) for name in names if getattr(scope, name) is not None}
+
+
+def _to_json(node: Node) -> dict[str, Any]:
+    if isinstance(node, Job):
+        return {"job": job_to_json(node)}
+    kind = "series" if isinstance(node, Series) else "parallel"
+    data: dict[str, Any] = {kind: [_to_json(child) for child in children(node)]}
+    if node.scope:
+        data["scope"] = scope_to_json(node.scope)
+    return data
+
+
+def _from_json(data: dict[str, Any]) -> Node:
+    if "job" in data:
+        return job_from_json(data["job"])
+    scope = Scope(**data.get("scope", {}))
+    if "series" in data:
+        return Series(tuple(_from_json(child) for child in data["series"]), scope)
+    return Parallel(tuple(_from_json(child) for child in data["parallel"]), scope)

@@ -1,0 +1,185 @@
+"""The plugin manager, and the store of an app.
+
+The stores that come with celery-clutch are registered the way third-party ones are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+from . import hookspecs
+from .errors import ClutchError, PluginError, UnknownStore
+from .settings import REDIS_SCHEMES, Settings
+from .stores.base import ResultStore, StoreOptions
+
+StoreFactory = Callable[[str, StoreOptions], ResultStore]
+
+
+class BuiltinStores:
+    """``memory://`` and Redis."""
+
+    @staticmethod
+    @hookspecs.hookimpl
+    def clutch_stores() -> dict[str, StoreFactory]:
+        return {"memory": _memory, **dict.fromkeys(REDIS_SCHEMES, _redis)}
+
+
+def _memory(url: str, options: StoreOptions) -> ResultStore:
+    from .stores.memory import MemoryStore
+
+    return MemoryStore(url, options)
+
+
+def _redis(url: str, options: StoreOptions) -> ResultStore:
+    from .stores.redis import RedisStore
+
+    return RedisStore(url, options)
+
+
+class Plugins:
+    """A typed façade over ``pm.hook``."""
+
+    def __init__(self, found: Iterable[EntryPoint] | None = None) -> None:
+        """Register the built-in stores and every plugin installed.
+
+        Args:
+            found: the entry points to load instead of those installed.
+
+        Raises:
+            PluginError: naming the distribution of a plugin that cannot be loaded or registered.
+        """
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        self.register(BuiltinStores(), "celery-clutch")
+        for point in entry_points(group=hookspecs.PROJECT) if found is None else found:
+            self._load(point)
+
+    def register(self, plugin: object, name: str) -> None:
+        """Register *plugin* under *name*, by default the name of its distribution."""
+        if self._manager.is_registered(plugin):
+            return
+        taken = self._manager.has_plugin(name)
+        try:
+            self._manager.register(plugin, f"{name} ({plugin!r})" if taken else name)
+            self._manager.check_pending()
+        except (ValueError, pluggy.PluginValidationError) as exc:
+            raise PluginError(
+                f"the celery-clutch plugin of {name} cannot be registered: {exc}"
+            ) from exc
+
+    def stores(self) -> dict[str, StoreFactory]:
+        """The factory for each URL scheme.
+
+        Raises:
+            PluginError: two plugins claim one scheme, or one fails to answer.
+        """
+        return {scheme: factory for scheme, (factory, _) in self._owned_stores().items()}
+
+    def open(self, settings: Settings) -> ResultStore:
+        """The store that *settings* ask for.
+
+        Raises:
+            UnknownStore: no plugin brings the scheme of the URL.
+            MissingExtra: the store's client library is not installed.
+            PluginError: what the plugin makes is no store, or it fails to make one.
+        """
+        scheme = settings.store.partition("://")[0]
+        stores = self._owned_stores()
+        if scheme not in stores:
+            known = ", ".join(f"{each}://" for each in sorted(stores))
+            raise UnknownStore(
+                f"no store is registered for {scheme}://. Known are {known}; others come with "
+                "plugins (is the plugin installed in this environment?)"
+            )
+        factory, owner = stores[scheme]
+        options = StoreOptions(settings.key_prefix, settings.ttl, settings.result_ttl)
+        try:
+            store = factory(settings.store, options)
+        except ClutchError:
+            raise
+        except Exception as exc:
+            raise PluginError(f"{owner} cannot open {scheme}://: {exc!r}") from exc
+        if not isinstance(store, ResultStore):
+            raise PluginError(f"{owner} opened {scheme}:// and gave {store!r}, which is no store")
+        return store
+
+    def _owned_stores(self) -> dict[str, tuple[StoreFactory, str]]:
+        """The factory for each scheme, and who brings it."""
+        stores: dict[str, tuple[StoreFactory, str]] = {}
+        # In the order of registration: built-ins first, so that a clash names the newcomer.
+        for hook in self._manager.hook.clutch_stores.get_hookimpls():
+            name = hook.plugin_name
+            try:
+                brought = _checked(hook.function())
+            except Exception as exc:
+                raise PluginError(f"the celery-clutch plugin of {name} is broken: {exc!r}") from exc
+            for scheme, factory in brought.items():
+                if scheme in stores:
+                    raise PluginError(
+                        f"the celery-clutch plugin of {name} claims the store scheme {scheme}://, "
+                        f"which {stores[scheme][1]} has already; uninstall one of them"
+                    )
+                stores[scheme] = factory, name
+        return stores
+
+    def _load(self, point: EntryPoint) -> None:
+        name = point.dist.name if point.dist else point.name
+        try:
+            plugin = point.load()
+        except Exception as exc:
+            raise PluginError(
+                f"the celery-clutch plugin of {name} ({point.value}) cannot be imported: {exc!r}. "
+                "Repair or uninstall it."
+            ) from exc
+        self.register(plugin, name)
+
+
+def _checked(brought: Any) -> dict[str, StoreFactory]:
+    for scheme, factory in dict(brought).items():
+        if not isinstance(scheme, str) or not callable(factory):
+            raise TypeError(f"{scheme!r}: {factory!r} is not a URL scheme and a factory")
+    return dict(brought)
+
+
+class Runtime:
+    """What an app has of celery-clutch in this process: its settings, plugins and store."""
+
+    def __init__(self, settings: Settings, plugins: Plugins) -> None:
+        self.settings = settings
+        self.plugins = plugins
+        self.store = plugins.open(settings)
+
+
+_ATTRIBUTE = "_celery_clutch"
+_making = threading.Lock()
+
+
+def runtime(app: Any) -> Runtime:
+    """The runtime of *app*, made on first use and again when ``clutch_store`` has changed.
+
+    Raises:
+        ConfigurationError: there is no store, it is unknown, or a plugin is broken.
+    """
+    conf = app.conf
+    key = conf.get("clutch_store"), conf.get("task_always_eager")
+    cached = app.__dict__.get(_ATTRIBUTE)
+    if cached is None or cached[0] != key:
+        with _making:  # threads of one process must share one memory store
+            cached = app.__dict__.get(_ATTRIBUTE)
+            if cached is None or cached[0] != key:
+                cached = key, Runtime(Settings.of(conf), Plugins())
+                app.__dict__[_ATTRIBUTE] = cached
+    made: Runtime = cached[1]
+    return made
+
+
+def forget_runtime(app: Any) -> None:
+    """Close the store of *app* and read its settings afresh the next time."""
+    cached = app.__dict__.pop(_ATTRIBUTE, None)
+    if cached is not None:
+        cached[1].store.close()

@@ -1,0 +1,132 @@
+"""What celery-clutch itself keeps with a run, and how a record reads as a `Status`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+
+from . import codec
+from .errors import CorruptRecord
+from .header import Header
+from .plan import Scope, scope_to_json
+from .status import Failure, Status, isoformat
+from .stores.base import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The running job that nested a run.
+
+    ``quiet``: the nested run reports failures to the parent's ``on_failure``, so the parent does
+    not report them again.
+    """
+
+    header: Mapping[str, Any]
+    task: str
+    task_id: str
+    attempt: int
+    quiet: bool = False
+
+    def to_status(self) -> dict[str, str]:
+        return {"run": self.header["run"], "address": self.header["at"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What does not change while a run runs."""
+
+    jobs: int
+    last: str
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    scopes: Mapping[str, Scope] = field(default_factory=dict)
+    parent: Parent | None = None
+
+    def dumps(self) -> bytes:
+        """As JSON."""
+        data: dict[str, Any] = {"jobs": self.jobs, "last": self.last}
+        if self.name is not None:
+            data["name"] = self.name
+        if self.tags:
+            data["tags"] = self.tags
+        scopes = {at: scope_to_json(scope) for at, scope in self.scopes.items() if scope or at}
+        if scopes:
+            data["scopes"] = scopes
+        if self.parent:
+            data["parent"] = asdict(self.parent)
+        return codec.encode_plan(data)
+
+    @classmethod
+    def loads(cls, data: bytes) -> Meta:
+        """The meta that `dumps` wrote."""
+        try:
+            values = dict(codec.decode_plan(data))
+            values["tags"] = tuple(values.get("tags", ()))
+            scopes = values.get("scopes", {})
+            values["scopes"] = {at: Scope(**scope) for at, scope in scopes.items()}
+            parent = values.get("parent")
+            values["parent"] = Parent(**parent) if parent else None
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise CorruptRecord(f"the description of a run cannot be read: {exc!r}") from None
+
+    def scope(self, address: str) -> Scope:
+        """The scope in force at *address*: that of the nearest subtree around it."""
+        while address:
+            if address in self.scopes:
+                return self.scopes[address]
+            address = address.rpartition(".")[0]
+        return self.scopes.get("", Scope())
+
+
+def status(record: Record, *, step: str | None = None) -> Status:
+    """*record* as a `Status`.
+
+    With *step*, for an ``on_failure`` callback: the failures are those of the step, jobs that have
+    recovered since included.
+    """
+    meta = Meta.loads(record.meta)
+    return Status(
+        id=record.run,
+        name=meta.name,
+        tags=meta.tags,
+        state=record.state,
+        generation=record.generation,
+        total=meta.jobs,
+        done=record.done,
+        failing=record.failing,
+        dead=record.dead,
+        created_at=isoformat(record.created_at),
+        updated_at=isoformat(record.updated_at),
+        ended_at=None if record.ended_at is None else isoformat(record.ended_at),
+        parent=meta.parent.to_status() if meta.parent else None,
+        step=step,
+        failures=tuple(failures(record, step=step)),
+    )
+
+
+def failures(record: Record, *, step: str | None = None) -> list[Failure]:
+    """The failures of jobs without a result, by address; see `status` for *step*."""
+    found = []
+    for address in sorted(record.failures, key=_order):
+        if step is None and address in record.finished:
+            continue
+        if step is not None and address != step and not address.startswith(f"{step}."):
+            continue
+        try:
+            found.append(Failure.from_dict(orjson.loads(record.failures[address])))
+        except (KeyError, TypeError, ValueError) as exc:
+            raise CorruptRecord(f"the failure of job {address} cannot be read: {exc!r}") from None
+    return found
+
+
+def parent_header(parent: Parent, generation: int) -> Header:
+    """The header of the parent job, in the generation its run is in now."""
+    return Header.from_dict({**parent.header, "gen": generation})
+
+
+def _order(address: str) -> list[tuple[int, int | str]]:
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in address.split(".")]

@@ -1,0 +1,264 @@
+"""ClutchResult: the handle of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from celery import Celery, current_app
+
+from . import canvas, codec, compat, dispatch, pages, plan, record
+from .errors import (
+    ClutchCancelled,
+    ClutchFailed,
+    ClutchTimeout,
+    CorruptRecord,
+    GetInsideTask,
+    MissingResult,
+    RunNotFound,
+)
+from .plan import Node
+from .plugins import runtime
+from .status import Failure, Progress, State, Status
+from .stores.base import ENDED, Missing, Record, ResultStore
+from .task import reopen
+
+
+class ClutchResult:
+    """A run, looked at and steered from anywhere.
+
+    Handles are cheap, hold no connection of their own, and compare by id.
+
+    Args:
+        id: the run's id, as in ``ClutchResult.id``.
+        app: the Celery app; default: the current one.
+    """
+
+    def __init__(self, id: str, app: Celery | None = None) -> None:
+        self.id = id
+        self.app: Celery = app or current_app._get_current_object()
+
+    # --- looking --------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """RUNNING, SUCCEEDED, FAILED or CANCELLED; a string too.
+
+        Raises:
+            RunNotFound: never engaged, forgotten or expired. So do all the others below.
+        """
+        peeked = self._store.peek(self.id)
+        if peeked is None:
+            self._not_found()
+        return peeked[0]
+
+    def ready(self) -> bool:
+        """Whether the run has ended, one way or another."""
+        return self.state in ENDED
+
+    def successful(self) -> bool:
+        """Whether every job has a result."""
+        return self.state is State.SUCCEEDED
+
+    def failed(self) -> bool:
+        """Whether a job has exhausted its retries."""
+        return self.state is State.FAILED
+
+    def status(self) -> Status:
+        """Everything that is known of the run; ``status().to_dict()`` is JSON-friendly."""
+        return record.status(self._record())
+
+    def progress(self) -> Progress:
+        """How many jobs are done, of how many."""
+        return self.status().progress
+
+    def failures(self) -> list[Failure]:
+        """The latest failure of every job that is failing or dead, by address."""
+        return record.failures(self._record())
+
+    def get(self, timeout: float | None = None, propagate: bool = True) -> list[Any]:
+        """Wait for the end and return the results of the last step, always a list.
+
+        Args:
+            timeout: seconds; None waits for ever.
+            propagate: raise when the run has failed or was cancelled. If False, what is missing is
+                None.
+
+        Raises:
+            ClutchTimeout: the run has not ended in time.
+            ClutchFailed: a job is dead; ``failures`` says which.
+            ClutchCancelled: the run was cancelled.
+            GetInsideTask: called in a task, where it would block the worker the run may need.
+        """
+        self._refuse_in_task()
+        return self._ended(self._store.wait(self.id, timeout), timeout, propagate)
+
+    async def aget(self, timeout: float | None = None, propagate: bool = True) -> list[Any]:
+        """`get` for asyncio: the event loop is not blocked while waiting."""
+        self._refuse_in_task()
+        state = await self._store.wait_async(self.id, timeout)
+        return self._ended(state, timeout, propagate)
+
+    def results(self, address: str | None = None) -> Any:
+        """The result at *address*; of the last step, as a list, without one.
+
+        That of a job is its value, that of a parallel the list of its branches' values, that of a
+        series (and of a branch) the value of its last step.
+
+        Raises:
+            MissingResult: it is not there yet.
+            LookupError: the plan has no such address.
+        """
+        found = self._record()
+        if address is None:
+            slots, _ = pages.expand_slots(record.Meta.loads(found.meta).last)
+            return canvas.read_values(self._store, self.id, slots)
+        return self._value(*_locate(self.plan(), address))
+
+    def plan(self) -> plan.Series:
+        """The plan the run was engaged with."""
+        data = self._store.page(self.id, canvas.PLAN)
+        if data is Missing:
+            self._not_found()
+        node = plan.loads(pages.decompress(data))
+        if not isinstance(node, plan.Series):
+            raise CorruptRecord(f"the plan of run {self.id} is not a series")
+        return node
+
+    # --- steering -------------------------------------------------------------------------
+
+    def cancel(self) -> bool:
+        """Let no further job start, nested runs included; those that run now finish.
+
+        Returns whether the run was RUNNING or FAILED before. ``resume`` takes it up again.
+        """
+        found = self._record()
+        for nested in _held_runs(found):
+            handle = ClutchResult(nested, self.app)
+            if self._store.peek(nested):
+                handle.cancel()
+        sources = (State.RUNNING, State.FAILED)
+        return self._store.transition(self.id, sources, State.CANCELLED, found.generation)
+
+    def resume(self) -> bool:
+        """Run again what has no result; what has one is not run again.
+
+        For a run that failed, was cancelled, or whose messages were lost. Messages of the run so
+        far are dropped when they arrive, so calling this twice is harmless. A nested run is resumed
+        through the job that waits for it. Returns whether there was anything to resume.
+        """
+        found = self._record()
+        parent = record.Meta.loads(found.meta).parent
+        if parent and self._store.peek(parent.header["run"]):
+            return ClutchResult(parent.header["run"], self.app).resume()
+        reopened = reopen(self.app, self.id)
+        if reopened is None:
+            return False
+        if self.app.conf.task_always_eager:
+            canvas.run_eagerly(reopened[0], [pages.Expand(pages.ROOT)])
+        else:
+            dispatch.send(self.app, canvas.root_canvas(*reopened))
+        return True
+
+    def forget(self) -> bool:
+        """Delete the run, and those nested in jobs that still wait for them. What still runs of it
+        is dropped.
+
+        Returns whether there was one.
+        """
+        found = self._store.read(self.id)
+        for nested in _held_runs(found) if found else ():
+            ClutchResult(nested, self.app).forget()
+        return self._store.delete(self.id)
+
+    # --- private --------------------------------------------------------------------------
+
+    @property
+    def _store(self) -> ResultStore:
+        return runtime(self.app).store
+
+    def _record(self) -> Record:
+        found = self._store.read(self.id)
+        if found is None:
+            self._not_found()
+        return found
+
+    def _not_found(self) -> NoReturn:
+        raise RunNotFound(
+            f"there is no run {self.id!r} in {self._store!r}: it was never engaged, was forgotten, "
+            "or has expired (clutch_ttl, clutch_result_ttl)"
+        )
+
+    def _refuse_in_task(self) -> None:
+        if compat.inside_task():
+            raise GetInsideTask(
+                "waiting for a run inside a task blocks the worker that the run may need. Nest it "
+                "(Clutch(parent=self)) or put what comes after it into the clutch."
+            )
+
+    def _ended(self, state: State | None, timeout: float | None, propagate: bool) -> list[Any]:
+        if state is None:
+            self._not_found()
+        if state not in ENDED:
+            raise ClutchTimeout(f"run {self.id} has not ended within {timeout} seconds")
+        found = self._record()
+        if state is State.SUCCEEDED or not propagate:
+            slots, _ = pages.expand_slots(record.Meta.loads(found.meta).last)
+            return _decode(self._store.values(self.id, slots), state, self.id)
+        if state is State.CANCELLED:
+            raise ClutchCancelled(f"run {self.id} was cancelled")
+        failures = record.failures(found)
+        dead = [failure for failure in failures if failure.final]
+        told = "; ".join(f"{f.task} at {f.address}: {f.exception}: {f.message}" for f in dead[:3])
+        more = f" and {len(dead) - 3} more" if len(dead) > 3 else ""
+        raise ClutchFailed(f"run {self.id} has failed: {told}{more}", failures)
+
+    def _value(self, address: str, slot: str, node: Node) -> Any:
+        if isinstance(node, plan.Parallel):
+            branches = enumerate(node.branches)
+            places = [(plan.join(address, i), branch) for i, branch in branches]
+            return [self._value(at, at, branch) for at, branch in places]
+        if isinstance(node, plan.Series):
+            last = len(node.steps) - 1
+            at = plan.join(address, last)
+            return self._value(at, slot if slot == address and address else at, node.steps[last])
+        return canvas.read_values(self._store, self.id, [slot])[0]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ClutchResult) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"<ClutchResult {self.id}>"
+
+
+def _locate(root: plan.Series, address: str) -> tuple[str, str, plan.Node]:
+    """The node at *address* and the slot its value is in."""
+    node: plan.Node = root
+    at, slot = "", ""
+    for part in address.split("."):
+        below = plan.children(node)
+        index = int(part) if part.isdecimal() else len(below)
+        if index >= len(below) or str(index) != part:
+            raise LookupError(f"the plan has no address {address!r}")
+        child = plan.join(at, index)
+        if isinstance(node, plan.Parallel):
+            slot = child
+        elif not (slot and index == len(below) - 1):
+            slot = ""  # only the last step of a branch writes for it
+        node, at = below[index], child
+    return at, slot or at, node
+
+
+def _held_runs(found: Record) -> list[str]:
+    return [
+        run for held in found.held.values() for run in codec.decode_result(held.partition(b"\n")[0])
+    ]
+
+
+def _decode(values: Sequence[Any], state: State, run: str) -> list[Any]:
+    if state is State.SUCCEEDED and any(value is Missing for value in values):
+        raise MissingResult(f"results of run {run} are no longer in the store")
+    return [None if value is Missing else codec.decode_result(value) for value in values]

@@ -1,0 +1,103 @@
+"""What celery-clutch reads from ``app.conf``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigurationError, NoStore
+
+REDIS_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "redis+cluster")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one app.
+
+    Attributes:
+        store: ``clutch_store``, the URL of the result store. Default: the Redis of the result
+            backend, else that of the broker; ``memory://`` in eager mode.
+        ttl: ``clutch_ttl``, seconds a run is kept after its last event (22 days).
+        result_ttl: ``clutch_result_ttl``, seconds a run is kept after it has ended (1 day).
+        key_prefix: ``clutch_key_prefix``, what names of keys and tables start with.
+        max_result_bytes: ``clutch_max_result_bytes``, the largest result as JSON (1 MiB).
+        max_starts: ``clutch_max_starts``, how often a job is started without an outcome (its
+            worker killed each time) before it is given up (5).
+    """
+
+    store: str
+    ttl: float = 22 * 86400
+    result_ttl: float = 86400
+    key_prefix: str = "clutch"
+    max_result_bytes: int = 1024 * 1024
+    max_starts: int = 5
+
+    @classmethod
+    def of(cls, conf: Any) -> Settings:
+        """Read them.
+
+        Raises:
+            NoStore: no ``clutch_store``, and neither backend nor broker is Redis.
+            ConfigurationError: a setting has a value that makes no sense.
+        """
+        default = cls(store="")
+        return cls(
+            store=_store(conf),
+            ttl=_number(conf, "clutch_ttl", default.ttl),
+            result_ttl=_number(conf, "clutch_result_ttl", default.result_ttl),
+            key_prefix=str(conf.get("clutch_key_prefix") or default.key_prefix),
+            max_result_bytes=_whole(conf, "clutch_max_result_bytes", default.max_result_bytes),
+            max_starts=_whole(conf, "clutch_max_starts", default.max_starts),
+        )
+
+
+def _number(conf: Any, name: str, default: float) -> float:
+    value = conf.get(name)
+    if value is None:
+        return default
+    value = getattr(value, "total_seconds", lambda: value)()
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise ConfigurationError(f"{name} must be a number above 0, not {value!r}")
+    return float(value)
+
+
+def _whole(conf: Any, name: str, default: int) -> int:
+    value = _number(conf, name, default)
+    if value < 1:
+        raise ConfigurationError(f"{name} must be at least 1, not {value!r}")
+    return int(value)
+
+
+def _store(conf: Any) -> str:
+    url = conf.get("clutch_store")
+    if url is not None:
+        if not isinstance(url, str) or "://" not in url:
+            raise ConfigurationError(
+                f"clutch_store must be a URL such as redis://localhost:6379/0, not {url!r}"
+            )
+        return url
+    if conf.get("task_always_eager"):
+        return "memory://"
+    options = ("result_backend_transport_options", "broker_transport_options")
+    for name, transport in zip(("result_backend", "broker_url"), options, strict=True):
+        # The attributes look at CELERY_BROKER_URL and CELERY_RESULT_BACKEND, too.
+        url = getattr(conf, name, None) or conf.get(name)
+        url = url[0] if isinstance(url, (list, tuple)) and url else url
+        if isinstance(url, str) and not url.startswith("sentinel"):
+            url = url.partition(";")[0]  # the first of several brokers
+        if isinstance(url, str) and url.partition("://")[0] in REDIS_SCHEMES:
+            return _with_master(url, conf.get(transport) or {})
+    raise NoStore(
+        "celery-clutch needs a place for results, and neither the result backend nor the broker of "
+        "this app is Redis. Set clutch_store, for example to redis://localhost:6379/0."
+    )
+
+
+def _with_master(url: str, options: Mapping[str, Any]) -> str:
+    master = options.get("master_name")
+    if url.startswith("sentinel://") and master and "master_name=" not in url:
+        return f"{url}{'&' if '?' in url else '?'}master_name={master}"
+    return url

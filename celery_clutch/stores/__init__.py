@@ -1,0 +1,1 @@
+"""Result stores: the interface and the two that come with celery-clutch."""

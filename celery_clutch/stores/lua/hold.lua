@@ -1,0 +1,13 @@
+-- KEYS: record, pages, results, marks
+-- ARGV: address, held, ttl ms, result ttl ms
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then
+  return 0
+end
+redis.call('HSET', KEYS[4], 'held:' .. ARGV[1], ARGV[2])
+redis.call('HDEL', KEYS[4], 'starts:' .. ARGV[1])
+local ttl = state == 'RUNNING' and ARGV[3] or ARGV[4]
+for _, key in ipairs(KEYS) do
+  redis.call('PEXPIRE', key, ttl)
+end
+return 1

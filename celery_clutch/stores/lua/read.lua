@@ -1,0 +1,3 @@
+-- KEYS: record, pages, results, marks
+-- Returns the fields of the record and the marks, each {name, value, name, value...}.
+return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[4])}

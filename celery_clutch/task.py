@@ -1,0 +1,523 @@
+"""ClutchTask: what happens around a job in the worker, in at most two store round trips.
+
+``begin`` asks whether to run, then comes the task's own function, then ``complete`` or ``fail``.
+All of it is in ``__call__``: ``on_success`` and the signals come after Celery has sent the next
+step (5.3 to 5.7).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import traceback as traceback_module
+from collections.abc import Iterator
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import orjson
+from celery import Celery, Task, chord
+from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
+
+from . import canvas, codec, compat, dispatch, pages, record
+from .errors import AlreadyEngaged, JobLost, NestedClutchFailed, StoreUnavailable
+from .header import NAME, Header
+from .pages import Expand
+from .plan import Scope
+from .plugins import runtime
+from .status import Failure, State, isoformat
+from .stores.base import Begun, Completed, Record, ResultStore, Verdict
+
+logger = logging.getLogger(__name__)
+
+LATE_AFTER = 30
+"""Seconds for which a job's message is put off when the store is away for long."""
+LATE_TIMES = 20
+"""How often it is put off; about a quarter of an hour in all."""
+
+_ATTEMPT = "_clutch_attempt"
+
+
+class Attempt:
+    """One execution of a job: its place in the run, and what it tells the store."""
+
+    def __init__(self, app: Celery, header: Header, request: Any, task: str) -> None:
+        self.app = app
+        self.header = header
+        self.request = request
+        self.task = task
+        self.runtime = runtime(app)
+        self.token = os.urandom(8).hex()
+        self.nested: list[canvas.Prepared] = []
+        self.replaced = False
+        self.previous: list[Any] | None = None
+
+    @property
+    def store(self) -> ResultStore:
+        return self.runtime.store
+
+    @property
+    def number(self) -> int:
+        """The attempt, counted from 1."""
+        return int(getattr(self.request, "retries", 0) or 0) + 1
+
+    def begin(self) -> Begun:
+        header = self.header
+        limit = self.runtime.settings.max_starts
+        return self.store.patiently(
+            self.store.begin, header.run, header.at, header.slot, header.generation, limit
+        )
+
+    def encode(self, value: Any) -> bytes:
+        return codec.encode_result(value, self.header.at, self.runtime.settings.max_result_bytes)
+
+    def complete(self, value: bytes) -> Completed:
+        """Record *value*, and send the handlers that are due."""
+        header = self.header
+        done = self.store.patiently(
+            self.store.complete,
+            header.run,
+            header.at,
+            header.slot,
+            value,
+            generation=header.generation,
+            token=self.token,
+            job=not header.close,
+            settles=header.settled_by_completion(),
+        )
+        if done.report:
+            report(self.app, header.run, done.report)
+        if done.succeeded:
+            announce(self.app, header.run, "on_success", "")
+        return done
+
+    def fail(
+        self,
+        exc: BaseException,
+        *,
+        final: bool,
+        traceback: TracebackType | str | None = None,
+        number: int | None = None,
+    ) -> None:
+        """Record a failed attempt, and send the handlers that are due."""
+        failure = describe(exc, self.header.at, self.task, self.request, traceback)
+        failure = replace(failure, attempt=number or self.number, final=final)
+        fail(self.app, self.header, failure, self.token)
+
+    def previous_results(self) -> list[Any]:
+        """The previous results, read once."""
+        if self.previous is None:
+            self.previous = canvas.previous_values(self.store, self.header)
+        return self.previous
+
+
+def fail(app: Celery, header: Header, failure: Failure, token: str, *, loud: bool = True) -> None:
+    """Record *failure* for the job of *header*; a death goes up to the job that nested the run."""
+    store = runtime(app).store
+    done = store.patiently(
+        store.fail,
+        header.run,
+        header.at,
+        header.slot,
+        orjson.dumps(failure.to_dict()),
+        attempt=failure.attempt,
+        final=failure.final,
+        generation=header.generation,
+        token=token,
+        settles=header.settled_by_failure(loud=loud),
+    )
+    for step in done.reports:
+        report(app, header.run, step)
+    if done.died:
+        announce(app, header.run, "on_death", header.at)
+        _fail_parent(app, header.run, failure, token)
+
+
+def _fail_parent(app: Celery, run: str, failure: Failure, token: str) -> None:
+    store = runtime(app).store
+    found = store.patiently(store.read, run)
+    parent = found and record.Meta.loads(found.meta).parent
+    above = parent and store.patiently(store.peek, parent.header["run"])
+    if not parent or not above:
+        return
+    header = record.parent_header(parent, above[1])
+    name = f"{NestedClutchFailed.__module__}.{NestedClutchFailed.__qualname__}"
+    message = f"job {failure.address} of the nested clutch {run}: {failure.message}"
+    own = replace(
+        failure,
+        address=header.at,
+        task=parent.task,
+        task_id=parent.task_id,
+        exception=name,
+        message=message,
+        attempt=parent.attempt,
+        final=True,
+    )
+    fail(app, header, own, token, loud=not parent.quiet)
+
+
+def describe(
+    exc: BaseException,
+    address: str,
+    task: str,
+    request: Any,
+    traceback: TracebackType | str | None = None,
+) -> Failure:
+    """*exc* as a `Failure` of attempt 1, not final."""
+    if isinstance(traceback, str):
+        text = traceback
+    else:
+        tb = traceback or exc.__traceback__
+        text = "".join(traceback_module.format_exception(type(exc), exc, tb))
+    kind = type(exc)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return Failure(
+        address=address,
+        task=task,
+        task_id=str(getattr(request, "id", "") or ""),
+        exception=f"{module}{kind.__qualname__}",
+        message=_printable(_text(exc))[:1000],
+        traceback=_printable(text)[-4000:],
+        attempt=1,
+        final=False,
+        at=isoformat(time.time()),
+    )
+
+
+def report(app: Celery, run: str, step: str) -> None:
+    """Send ``on_failure`` about *step*."""
+    _send(app, run, "on_failure", step, step)
+
+
+def announce(app: Celery, run: str, handler: str, address: str) -> None:
+    """Send ``on_success`` or ``on_death`` of the scope at *address*."""
+    _send(app, run, handler, address, None)
+
+
+def _send(app: Celery, run: str, handler: str, address: str, step: str | None) -> None:
+    # A handler that cannot be sent must not harm the run: whatever goes wrong is logged.
+    try:
+        store = runtime(app).store
+        found: Record | None = store.patiently(store.read, run)
+        if found is None:
+            return
+        scope: Scope = record.Meta.loads(found.meta).scope(address)
+        wanted = getattr(scope, handler)
+        if wanted is None:
+            return
+        signature = app.signature(dict(wanted))
+        if scope.queue:
+            signature.set(queue=scope.queue)
+        signature.apply_async((record.status(found, step=step).to_dict(),))
+    except Exception:
+        logger.exception("%s of run %s could not be sent", handler, run)
+
+
+class ClutchTask(Task):
+    """The task class of jobs. Outside a run it is Celery's Task.
+
+    Set ``task_cls="celery_clutch:ClutchTask"`` on the app, or ``base=ClutchTask`` on a task.
+    """
+
+    abstract = True
+
+    @property
+    def previous_results(self) -> list[Any]:
+        """The results of the step before, in definition order; ``[]`` for the first job.
+
+        After a parallel step one entry for each branch, else one entry. Read from the store on
+        first access and kept for this attempt.
+
+        Raises:
+            MissingResult: the store no longer has them.
+        """
+        attempt = _attempt(self)
+        return attempt.previous_results() if attempt else []
+
+    def iter_previous_results(self, chunk: int = 1000) -> Iterator[Any]:
+        """The previous results one after another, *chunk* of them read at a time.
+
+        For fan-ins too wide to hold in memory at once.
+
+        Raises:
+            ValueError: *chunk* is below 1.
+            MissingResult: the store no longer has them.
+        """
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, not {chunk}")
+        attempt = _attempt(self)
+        return _iterate(attempt, chunk) if attempt else iter(())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        request = self.request
+        header = Header.of(request)
+        if header is None:
+            # Called by the tracer the request is in place; called directly Celery makes one.
+            direct = request.called_directly
+            return super().__call__(*args, **kwargs) if direct else self.run(*args, **kwargs)
+        if getattr(request, _ATTEMPT, None) is not None:
+            return super().__call__(*args, **kwargs)  # the job calls its own task as a function
+        attempt = Attempt(self.app, header, request, self.name)
+        setattr(request, _ATTEMPT, attempt)
+        try:
+            return self._around(attempt, args, kwargs)
+        except StoreUnavailable as exc:
+            self._put_off(attempt, exc)
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """As in Celery; the arguments of a job are checked by the job, which can fail, not by its
+        sender."""
+        options = self.job_options(options)
+        is_job = NAME in (options.get("headers") or ()) and not self.app.conf.task_always_eager
+        if is_job and not compat.fits(self, args, kwargs):
+            return compat.send_unchecked(self, args, kwargs, options)
+        return super().apply_async(args, kwargs, **options)
+
+    def job_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """*options* with the expiry of a job known to the worker alone.
+
+        Celery tells the broker, too; RabbitMQ then throws away messages that have expired, and
+        nobody learns that the job will not run (5.3 to 5.7).
+        """
+        headers = options.get("headers") or {}
+        expires = options.get("expires", self.expires)
+        if expires is None or NAME not in headers:
+            return options
+        expiry = compat.expiry(self.app, expires)
+        return {**options, "expires": None, "headers": {**headers, "expires": expiry}}
+
+    def replace(self, sig: Any) -> Any:
+        """As in Celery; the value of *sig* becomes the result of the job."""
+        attempt = _attempt(self)
+        if attempt is None:
+            return super().replace(sig)
+        attempt.replaced = True
+        data = attempt.header.to_dict()
+        canvas.drop_own_errbacks(self.request)
+        sig.link_error(self.app.signature(canvas.on_error(data)))
+        compiler = canvas.Compiler(self.app, attempt.header.run, attempt.header.generation)
+        collect = compiler.internal(
+            canvas.COLLECT,
+            (),
+            self._queue(),
+            bool(self.request.chord),
+            attempt.header,
+            immutable=False,
+        )
+        if self.request.callbacks:
+            dispatch.pass_links(self.request, collect)
+        following = sig | collect
+        dispatch.pass_membership(self.request, following)
+        return super().replace(following)
+
+    def _around(self, attempt: Attempt, args: Any, kwargs: Any) -> Any:
+        begun = attempt.begin()
+        if begun.verdict is Verdict.DROP:
+            raise Ignore(f"run {attempt.header.run} was cancelled, resumed or forgotten")
+        if begun.verdict is Verdict.DONE:
+            return dispatch.follow(self)
+        if begun.verdict is Verdict.GIVE_UP:
+            raise self._given_up(attempt)
+        if begun.held is not None:
+            return self._wait_for_nested(attempt, *_unpack_held(begun.held))
+        value, data = self._run(attempt, args, kwargs)
+        if attempt.replaced:  # only an eager replace returns; the value has been collected
+            return None
+        if attempt.nested:
+            return self._start_nested(attempt, data)
+        attempt.complete(data)
+        dispatch.follow(self)
+        # Celery hands the value to the task's own links; nothing else needs it.
+        return value if self.request.callbacks else None
+
+    def _run(self, attempt: Attempt, args: Any, kwargs: Any) -> tuple[Any, bytes]:
+        try:
+            if attempt.header.prepend:
+                args = (canvas.previous_value(attempt.store, attempt.header), *args[1:])
+            value = self.run(*args, **kwargs)
+            return value, b"" if attempt.replaced else attempt.encode(value)
+        except Retry as exc:
+            cause = exc.exc if isinstance(exc.exc, BaseException) else exc
+            try:
+                attempt.fail(cause, final=False)
+            except StoreUnavailable:
+                # The retry is on its way already; putting the job off would double it.
+                logger.exception("a failed attempt of job %s is not recorded", attempt.header.at)
+            raise
+        except Ignore as exc:
+            if not attempt.replaced:
+                attempt.fail(_lost(attempt, "raised Ignore", exc), final=True)
+            raise
+        except Reject as exc:
+            # A requeued message comes back, and begin counts how often.
+            if not (exc.requeue and self.acks_late):
+                attempt.fail(_lost(attempt, "raised Reject", exc), final=True)
+            raise
+        except StoreUnavailable:
+            raise
+        except SystemExit as exc:
+            # Up to Celery 5.6 with billiard 4.3 nobody else tells that the job has left its worker.
+            if not _is_stop(exc) and not (self.acks_late and self.reject_on_worker_lost):
+                attempt.fail(exc, final=True)
+            raise
+        except Exception as exc:
+            if not attempt.replaced:  # "raise self.replace(...)" in eager mode, where it returns
+                attempt.fail(exc, final=True)
+            raise
+
+    def _given_up(self, attempt: Attempt) -> JobLost:
+        limit = attempt.runtime.settings.max_starts
+        exc = JobLost(
+            f"job {attempt.header.at} was started {limit} times and ended without an outcome each "
+            "time; it seems to kill its worker (clutch_max_starts)"
+        )
+        attempt.fail(exc, final=True)
+        return exc
+
+    def _start_nested(self, attempt: Attempt, data: bytes) -> Any:
+        """Store the clutches that the job has engaged, and let it wait for them."""
+        header = attempt.header
+        try:
+            for nested in attempt.nested:
+                nested.create()
+        except AlreadyEngaged as exc:
+            attempt.fail(exc, final=True)
+            raise
+        runs = [nested.run for nested in attempt.nested]
+        held = orjson.dumps(runs) + b"\n" + data
+        attempt.store.patiently(attempt.store.hold, header.run, header.at, held)
+        if getattr(self.request, "is_eager", False):
+            for nested in attempt.nested:
+                compiler = canvas.Compiler(self.app, nested.run, 0)
+                canvas.run_eagerly(compiler, nested.cut.pages[pages.ROOT])
+            return self._settle_eagerly(attempt, runs, data)
+        left = [nested.canvas() for nested in attempt.nested if nested.meta.jobs]
+        return self._wait_for(left, attempt, data)
+
+    def _wait_for_nested(self, attempt: Attempt, runs: list[str], data: bytes) -> Any:
+        """The job has returned before, and waits for *runs*: send again what is left of them."""
+        reopened = [reopen(self.app, run) for run in runs]
+        left = [each for each in reopened if each is not None]
+        if getattr(self.request, "is_eager", False):
+            for compiler, _ in left:
+                canvas.run_eagerly(compiler, [Expand(pages.ROOT)])
+            return self._settle_eagerly(attempt, runs, data)
+        return self._wait_for([canvas.root_canvas(*each) for each in left], attempt, data)
+
+    def _wait_for(self, nested: list[Any], attempt: Attempt, data: bytes) -> Any:
+        """Replace the job by the canvases of *nested* and what completes it behind them."""
+        if not nested:
+            attempt.complete(data)
+            return dispatch.follow(self)
+        compiler = canvas.Compiler(self.app, attempt.header.run, attempt.header.generation)
+        counted = bool(self.request.chord)
+        settle = compiler.internal(canvas.SETTLE, (), self._queue(), counted, attempt.header)
+        attempt.replaced = True
+        canvas.drop_own_errbacks(self.request)
+        if len(nested) == 1 or not compat.supports_chords(self.app.backend):
+            return dispatch.replace(self, dispatch.followed(nested[0], [*nested[1:], settle]))
+        return dispatch.replace(self, chord(nested, settle, app=self.app))
+
+    def _settle_eagerly(self, attempt: Attempt, runs: list[str], data: bytes) -> None:
+        peeked = [attempt.store.peek(run) for run in runs]
+        if all(each is not None and each[0] is State.SUCCEEDED for each in peeked):
+            attempt.complete(data)
+
+    def _queue(self) -> str | None:
+        info = self.request.delivery_info or {}
+        queue = info.get("routing_key") if info.get("exchange") == "" else None
+        return queue or None
+
+    def _put_off(self, attempt: Attempt, exc: StoreUnavailable) -> None:
+        """The store has been away for longer than we wait: send the message again, for later."""
+        header = attempt.header
+        if header.late >= LATE_TIMES or getattr(self.request, "is_eager", False):
+            raise exc
+        late = replace(header, late=header.late + 1)
+        headers = {**(self.request.headers or {}), NAME: late.to_dict()}
+        self.signature_from_request(
+            self.request, retries=self.request.retries, countdown=LATE_AFTER, headers=headers
+        ).apply_async()
+        logger.warning("job %s of run %s is put off: %s", header.at, header.run, exc)
+        raise Ignore(str(exc)) from exc
+
+
+def reopen(app: Celery, run: str) -> tuple[canvas.Compiler, record.Meta] | None:
+    """Raise the generation of *run*, for what is left of it; None if it is over, or gone."""
+    store = runtime(app).store
+    found = store.patiently(store.read, run)
+    if found is None or found.state is State.SUCCEEDED:
+        return None
+    sources = (State.RUNNING, State.FAILED, State.CANCELLED)
+    if not store.transition(run, sources, State.RUNNING, found.generation):
+        return None  # somebody else has just resumed it
+    peeked = store.peek(run)
+    if peeked is None or peeked[0] is State.SUCCEEDED:
+        return None
+    compiler = canvas.Compiler(app, run, found.generation + 1)
+    return compiler, record.Meta.loads(found.meta)
+
+
+def previous_results() -> list[Any]:
+    """The previous results of the job that runs here, as `ClutchTask.previous_results`.
+
+    Works in any task of a run, also one without ``bind`` and one that is not a ClutchTask; ``[]``
+    outside.
+    """
+    task = compat.current_task()
+    attempt = _attempt(task) if task is not None else None
+    return attempt.previous_results() if attempt else []
+
+
+def _attempt(task: Any) -> Attempt | None:
+    request = task.request
+    attempt: Attempt | None = getattr(request, _ATTEMPT, None)
+    if attempt is None and (header := Header.of(request)):
+        attempt = Attempt(task.app, header, request, task.name)
+        if not isinstance(task, ClutchTask):
+            setattr(request, _ATTEMPT, attempt)
+    return attempt
+
+
+def current_attempt(task: Any) -> Attempt | None:
+    """The attempt of the job that *task* is running, or None outside a run."""
+    return _attempt(task)
+
+
+def _iterate(attempt: Attempt, chunk: int) -> Iterator[Any]:
+    slots, _ = pages.expand_slots(attempt.header.previous)
+    for start in range(0, len(slots), chunk):
+        part = slots[start : start + chunk]
+        yield from canvas.read_values(attempt.store, attempt.header.run, part)
+
+
+def _is_stop(exc: SystemExit) -> bool:
+    """Whether the worker is stopping, or the job was revoked with ``terminate``; both are told of.
+
+    billiard turns the signal for that into an exit code of ``signum - 256``.
+    """
+    signalled = isinstance(exc.code, int) and -256 < exc.code <= -192
+    return signalled or isinstance(exc, (WorkerShutdown, WorkerTerminate))
+
+
+def _unpack_held(held: bytes) -> tuple[list[str], bytes]:
+    runs, _, data = held.partition(b"\n")
+    return orjson.loads(runs), data
+
+
+def _lost(attempt: Attempt, what: str, exc: BaseException) -> JobLost:
+    lost = JobLost(f"job {attempt.header.at} {what}, so it has no result: {exc}")
+    return lost.with_traceback(exc.__traceback__)
+
+
+def _text(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception:  # somebody's __str__
+        return f"<{type(exc).__name__} whose str() fails>"
+
+
+def _printable(text: str) -> str:
+    # Lone surrogates have no JSON form.
+    return text.encode("utf-8", "backslashreplace").decode()

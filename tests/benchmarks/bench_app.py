@@ -1,0 +1,75 @@
+"""The app that the benchmarks run: the same tasks for raw canvas, for clutches and for the floor."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import redis
+from celery import Celery, Task
+
+from celery_clutch import ClutchTask
+
+URL = os.environ.get("CLUTCH_BENCH_REDIS", "redis://localhost:6379/14")
+
+app = Celery("bench", broker=URL, backend=URL)
+
+
+def tell(key: str, value: Any = 1) -> None:
+    """Say that *key* has ended."""
+    redis.Redis.from_url(URL).rpush(key, value)
+
+
+@app.task(base=Task)
+def raw(*_: Any) -> None:
+    """A no-op as a plain Celery task."""
+
+
+@app.task(base=Task)
+def raw_big(size: int) -> str:
+    """A plain Celery task with a result of *size* bytes."""
+    return "x" * size
+
+
+@app.task(base=Task)
+def raw_end(results: Any, key: str) -> int:
+    """The last task of a raw canvas."""
+    count = len(results) if isinstance(results, list) else 1
+    tell(key, count)
+    return count
+
+
+@app.task(base=Task, ignore_result=True)
+def floor(*_: Any) -> None:
+    """A no-op that nobody waits for."""
+
+
+@app.task(base=Task, ignore_result=True)
+def floor_big(size: int) -> str:
+    """A task of *size* bytes that nobody waits for."""
+    return "x" * size
+
+
+@app.task(base=Task, ignore_result=True)
+def floor_end(key: str) -> None:
+    """The marker behind the last of the floor's tasks."""
+    tell(key)
+
+
+@app.task(base=ClutchTask)
+def job(*_: Any) -> None:
+    """A no-op as a job."""
+
+
+@app.task(base=ClutchTask)
+def job_big(size: int) -> str:
+    """A job with a result of *size* bytes."""
+    return "x" * size
+
+
+@app.task(base=ClutchTask, bind=True)
+def job_end(self: ClutchTask, key: str) -> int:
+    """The last job of a clutch: it reads the results before it, as raw canvas is handed them."""
+    count = len(self.previous_results)
+    tell(key, count)
+    return count

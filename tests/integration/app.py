@@ -1,0 +1,549 @@
+"""The Celery app of the integration tests and its tasks: for the tests, and for their workers.
+
+Environment variables:
+    CLUTCH_TEST_REDIS: the Redis server; default ``redis://localhost:6379``.
+    CLUTCH_TEST_DB: the number of its database for the broker; the next one is for results. Default 8.
+    CLUTCH_IT_CONF: Celery settings of this worker, as JSON.
+    CLUTCH_IT_WORKER: set in workers, so that there are tasks that only they know.
+
+Tasks and the signal handler here note in Redis what happens, where the tests read it:
+    ``it:ran:<run>``: the addresses of the jobs whose function was called, in order.
+    ``it:notes:<tag>``: what handlers were called with.
+    ``it:sent:<run>``: a hash, how often each task was published for the run, ``n`` of all together, how
+    many through each ``queue``, and ``bytes`` of all. Handlers count for the run "".
+    ``it:ids:<run>``: the task id of each job, by address.
+    ``it:flag:<name>``: a list that jobs wait on.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import celery
+import redis
+from celery import Celery, shared_task, signals
+from celery.exceptions import Ignore, Reject
+from celery.worker import state as worker_state
+from celery.worker.control import inspect_command
+
+import celery_clutch.task
+from celery_clutch import Clutch, ClutchResult, ClutchTask, ResultStore, parallel, previous_results
+
+FLAG_PATIENCE = 20
+"""Seconds for which a job waits for a flag before it fails."""
+
+
+def database(offset: int = 0) -> str:
+    """The URL of one of the databases that the tests may use."""
+    server = os.environ.get("CLUTCH_TEST_REDIS", "redis://localhost:6379").rstrip("/")
+    return f"{server}/{int(os.environ.get('CLUTCH_TEST_DB', '8')) + offset}"
+
+
+def make_app(conf: Mapping[str, Any]) -> Celery:
+    """An app with the tasks of this module."""
+    made = Celery("clutch_it", task_cls="celery_clutch:ClutchTask", set_as_current=False)
+    made.conf.update(
+        broker_url=database(0),
+        result_backend=database(1),
+        broker_connection_retry_on_startup=True,
+        worker_lost_wait=1.0,
+        worker_send_task_events=False,
+        result_expires=600,
+        clutch_max_starts=3,
+        clutch_max_result_bytes=100_000,
+    )
+    made.conf.update(conf)
+    return made
+
+
+@functools.cache
+def notebook() -> redis.Redis:
+    """Where the tests and their workers write down what happens."""
+    return redis.Redis.from_url(database(1), decode_responses=True)
+
+
+@inspect_command(name="clutch_it_busy")
+def busy(state: Any, **_: Any) -> dict[str, int]:
+    """How many tasks this worker has ever accepted, and how many it has at hand."""
+    return {
+        "ever": sum(worker_state.total_count.values()),
+        "now": len(worker_state.reserved_requests),
+    }
+
+
+@signals.before_task_publish.connect
+def count(
+    sender: Any = None, headers: Any = None, body: Any = None, routing_key: Any = None, **_: Any
+) -> None:
+    """Note every message and its size."""
+    job = headers.get("clutch") or {}
+    run = job.get("run", "")
+    size = len(json.dumps([headers, body], default=str))
+    pipe = notebook().pipeline(transaction=False)
+    pipe.hincrby(f"it:sent:{run}", sender, 1)
+    pipe.hincrby(f"it:sent:{run}", "n", 1)
+    pipe.hincrby(f"it:sent:{run}", "bytes", size)
+    pipe.hincrby(f"it:sent:{run}", f"queue {routing_key}", 1)
+    if job:
+        pipe.hset(f"it:ids:{run}", job["at"], headers["id"])
+    pipe.execute()
+
+
+def ran(task: Any) -> None:
+    """Note that the function of a job was called."""
+    job = getattr(task.request, "clutch", None)
+    if job:
+        notebook().rpush(f"it:ran:{job['run']}", job["at"])
+
+
+def wait_for(flag: str) -> None:
+    """Wait until the test raises *flag*."""
+    if notebook().blpop([f"it:flag:{flag}"], timeout=FLAG_PATIENCE) is None:
+        raise RuntimeError(f"nobody raised the flag {flag}")
+
+
+# --- handlers -------------------------------------------------------------------------------
+
+
+@shared_task(name="it.note")
+def note(status: dict[str, Any], tag: str, kind: str) -> None:
+    """A handler that writes down what it was told."""
+    notebook().rpush(f"it:notes:{tag}", json.dumps({"kind": kind, "status": status}))
+
+
+@shared_task(name="it.note_queue", bind=True)
+def note_queue(self: Any, status: dict[str, Any], tag: str, kind: str) -> None:
+    """A handler that writes down which queue it came through."""
+    queue = self.request.delivery_info["routing_key"]
+    notebook().rpush(f"it:notes:{tag}", json.dumps({"kind": kind, "status": {"queue": queue}}))
+
+
+@shared_task(name="it.bad_note")
+def bad_note(status: dict[str, Any], tag: str, kind: str) -> None:
+    """A handler that fails."""
+    note(status, tag, kind)
+    raise RuntimeError("the handler is broken")
+
+
+@shared_task(name="it.linked")
+def linked(value: Any, tag: str) -> None:
+    """A task's own ``link``: gets the value."""
+    notebook().rpush(f"it:notes:{tag}", json.dumps({"kind": "link", "status": value}))
+
+
+@shared_task(name="it.link_failed")
+def link_failed(request: Any, exc: Any, traceback: Any, tag: str = "") -> None:
+    """A task's own ``link_error``."""
+    kind = type(exc).__name__
+    notebook().rpush(f"it:notes:{tag}", json.dumps({"kind": "link_error", "status": kind}))
+
+
+# --- jobs that succeed ----------------------------------------------------------------------
+
+
+@shared_task(name="it.value", bind=True)
+def value(self: Any, x: Any = None) -> Any:
+    """Return *x*."""
+    ran(self)
+    return x
+
+
+@shared_task(name="it.seen", bind=True)
+def seen(self: Any, *label: Any) -> Any:
+    """Return the previous results, with a label if there is one."""
+    ran(self)
+    return [*label, self.previous_results] if label else self.previous_results
+
+
+@shared_task(name="it.seen_unbound")
+def seen_unbound() -> Any:
+    """Return the previous results, without ``self``."""
+    return previous_results()
+
+
+@shared_task(name="it.seen_bit_by_bit", bind=True)
+def seen_bit_by_bit(self: Any, chunk: int) -> Any:
+    """Return the previous results, read in chunks."""
+    return list(self.iter_previous_results(chunk))
+
+
+@shared_task(name="it.total", bind=True)
+def total(self: Any, more: int = 0) -> int:
+    """Return the sum of the previous results and *more*."""
+    ran(self)
+    return sum(self.previous_results) + more
+
+
+@shared_task(name="it.repeat")
+def repeat(times: int) -> str:
+    """Return *times* letters."""
+    return "x" * times
+
+
+@shared_task(name="it.noop", bind=True)
+def noop(self: Any) -> None:
+    """Do nothing, without even a note."""
+
+
+@shared_task(name="it.add")
+def add(x: Any, y: Any) -> Any:
+    """Return ``x + y``."""
+    return x + y
+
+
+@shared_task(name="it.gather")
+def gather(*args: Any) -> Any:
+    """Return the arguments."""
+    return list(args)
+
+
+@shared_task(name="it.request", bind=True)
+def request(self: Any) -> dict[str, Any]:
+    """Return what the request says of the job's options."""
+    info = self.request
+    return {
+        "queue": info.delivery_info["routing_key"],
+        "priority": info.delivery_info.get("priority"),
+        "timelimit": list(info.timelimit or ()),
+        "eta": info.eta is not None,
+        "shop": getattr(info, "shop", None),
+        "at": time.time(),
+    }
+
+
+@shared_task(name="it.where", bind=True)
+def where(self: Any) -> str:
+    """Return the queue that the job came through."""
+    queue: str = self.request.delivery_info["routing_key"]
+    return queue
+
+
+@shared_task(name="it.hold", bind=True)
+def hold(self: Any, flag: str, x: Any = None) -> Any:
+    """Return *x* once the flag is raised."""
+    ran(self)
+    wait_for(flag)
+    return x
+
+
+# --- jobs that fail -------------------------------------------------------------------------
+
+
+@shared_task(name="it.fail", bind=True)
+def fail(self: Any, message: str = "broken") -> None:
+    """Raise."""
+    ran(self)
+    raise ValueError(message)
+
+
+@shared_task(name="it.hold_fail", bind=True)
+def hold_fail(self: Any, flag: str, retries: int = 0) -> str:
+    """Raise once the flag is raised, *retries* times in a way that is retried at once; then return."""
+    ran(self)
+    if retries and self.request.retries >= retries:
+        return "healed"
+    wait_for(flag)
+    exc = ValueError("held and broken")
+    if retries:
+        raise self.retry(exc=exc, countdown=0)
+    raise exc
+
+
+@shared_task(name="it.fail_unless", bind=True)
+def fail_unless(self: Any, flag: str, x: Any = None) -> Any:
+    """Raise unless the flag is raised. The flag stays."""
+    ran(self)
+    if not notebook().exists(f"it:flag:{flag}"):
+        raise ValueError(f"no {flag}")
+    return x
+
+
+@shared_task(name="it.retry", bind=True)
+def retry(self: Any, times: int, x: Any = None, flag: str = "") -> Any:
+    """Retry *times*, then return *x*, once the flag is raised if there is one."""
+    ran(self)
+    if self.request.retries < times:
+        raise self.retry(exc=ValueError("not yet"), countdown=0, max_retries=times)
+    if flag:
+        wait_for(flag)
+    return x
+
+
+@shared_task(name="it.exhaust", bind=True)
+def exhaust(self: Any) -> None:
+    """Retry once, in vain."""
+    ran(self)
+    raise self.retry(exc=ValueError("never"), countdown=0, max_retries=1)
+
+
+@shared_task(
+    name="it.autoretry",
+    bind=True,
+    autoretry_for=(KeyError,),
+    retry_kwargs={"max_retries": 1, "countdown": 0},
+)
+def autoretry(self: Any, heals: bool, x: Any = None) -> Any:
+    """Raise what is retried once; return *x* then, if it *heals*."""
+    ran(self)
+    if heals and self.request.retries:
+        return x
+    raise KeyError("again")
+
+
+@shared_task(name="it.die", bind=True)
+def die(self: Any) -> None:
+    """Kill the process."""
+    ran(self)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(name="it.poison", bind=True, acks_late=True, reject_on_worker_lost=True)
+def poison(self: Any) -> None:
+    """Kill the process, and come back for more."""
+    ran(self)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(name="it.leave", bind=True)
+def leave(self: Any) -> None:
+    """Leave the process."""
+    ran(self)
+    raise SystemExit(3)
+
+
+@shared_task(name="it.hang", bind=True)
+def hang(self: Any) -> None:
+    """Take far too long."""
+    ran(self)
+    deadline = time.monotonic() + FLAG_PATIENCE
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+@shared_task(name="it.ignore", bind=True)
+def ignore(self: Any) -> None:
+    """Raise Ignore."""
+    ran(self)
+    raise Ignore("not interested")
+
+
+@shared_task(name="it.reject", bind=True, acks_late=True)
+def reject(self: Any, requeue: bool = False) -> None:
+    """Raise Reject."""
+    ran(self)
+    raise Reject("not here", requeue=requeue)
+
+
+@shared_task(name="it.replace", bind=True)
+def replace(self: Any, signature: Any) -> None:
+    """Replace itself by *signature*."""
+    ran(self)
+    raise self.replace(self.app.signature(signature))
+
+
+@shared_task(name="it.unserialisable", bind=True)
+def unserialisable(self: Any) -> Any:
+    """Return what has no JSON form."""
+    ran(self)
+    return {"inner": [1, {2, 3}]}
+
+
+@shared_task(name="it.large", bind=True)
+def large(self: Any) -> str:
+    """Return more than may be returned."""
+    ran(self)
+    return "x" * 200_000
+
+
+@shared_task(name="it.needs", bind=True)
+def needs(self: Any, a: int, b: int) -> int:
+    """Needs two arguments."""
+    ran(self)
+    return a + b
+
+
+@shared_task(name="it.get_inside", bind=True)
+def get_inside(self: Any, run: str) -> str:
+    """Wait for a run, which is refused; return the error."""
+    try:
+        ClutchResult(run, self.app).get(timeout=1)
+    except Exception as exc:
+        return type(exc).__name__
+    return "waited"
+
+
+# --- jobs with a clutch nested in them ------------------------------------------------------
+
+
+def nest(task: Any, clutch: Clutch) -> str:
+    """Engage *clutch* and note its id for the tests."""
+    inner = clutch.engage()
+    job = getattr(task.request, "clutch", None)
+    if job:
+        notebook().rpush(f"it:nested:{job['run']}", inner.id)
+    return inner.id
+
+
+@shared_task(name="it.nests", bind=True)
+def nests(self: Any, *steps: Any, returns: Any = "outer", **options: Any) -> Any:
+    """Nest a clutch of *steps* (signatures)."""
+    ran(self)
+    clutch = Clutch(parent=self, app=self.app, **options)
+    for step in steps:
+        clutch << self.app.signature(step)
+    nest(self, clutch)
+    return returns
+
+
+@shared_task(name="it.nests_parallel", bind=True)
+def nests_parallel(self: Any, *steps: Any) -> str:
+    """Nest a clutch of one parallel step and one behind it."""
+    ran(self)
+    clutch = Clutch(parent=self, app=self.app)
+    with clutch.parallel():
+        for step in steps:
+            clutch << self.app.signature(step)
+    clutch << seen.s("inner end")
+    nest(self, clutch)
+    return "outer"
+
+
+@shared_task(name="it.nests_many", bind=True)
+def nests_many(self: Any, *steps: Any) -> str:
+    """Nest one clutch for each of *steps*, the last a parallel of it twice."""
+    ran(self)
+    *front, last = (self.app.signature(step) for step in steps)
+    for step in front:
+        nest(self, Clutch(step, parent=self))
+    nest(self, Clutch(parallel(last, last.clone()), parent=self))
+    return "outer"
+
+
+@shared_task(name="it.nests_deep", bind=True)
+def nests_deep(self: Any, depth: int, leaf: Any) -> str:
+    """Nest a clutch of itself, *depth* levels, then *leaf*."""
+    ran(self)
+    inner = nests_deep.s(depth - 1, leaf) if depth > 1 else self.app.signature(leaf)
+    nest(self, Clutch(inner, value.s(depth), parent=self, app=self.app))
+    return f"level {depth}"
+
+
+@shared_task(name="it.retry_then_nest", bind=True)
+def retry_then_nest(self: Any, step: Any) -> str:
+    """Retry once, then nest."""
+    ran(self)
+    if not self.request.retries:
+        raise self.retry(exc=ValueError("before"), countdown=0)
+    nest(self, Clutch(self.app.signature(step), parent=self))
+    return "outer"
+
+
+@shared_task(name="it.nest_then_retry", bind=True)
+def nest_then_retry(self: Any, step: Any) -> str:
+    """Nest, then retry once; nest again."""
+    ran(self)
+    nest(self, Clutch(self.app.signature(step), parent=self))
+    if not self.request.retries:
+        raise self.retry(exc=ValueError("after"), countdown=0)
+    return "outer"
+
+
+@shared_task(name="it.nest_then_fail", bind=True)
+def nest_then_fail(self: Any, step: Any) -> None:
+    """Nest, then raise."""
+    ran(self)
+    nest(self, Clutch(self.app.signature(step), parent=self))
+    raise ValueError("after engage")
+
+
+# --- plain tasks ----------------------------------------------------------------------------
+
+
+@shared_task(name="it.plain", base=celery.Task, bind=True)
+def plain(self: Any, x: Any = None) -> Any:
+    """Return *x*, knowing nothing of clutches."""
+    ran(self)
+    return x
+
+
+@shared_task(name="it.plain_seen", base=celery.Task)
+def plain_seen() -> Any:
+    """Return the previous results, all the same."""
+    return previous_results()
+
+
+@shared_task(name="it.plain_fail", base=celery.Task, bind=True)
+def plain_fail(self: Any) -> None:
+    """Raise, knowing nothing of clutches."""
+    ran(self)
+    raise ValueError("plainly broken")
+
+
+@shared_task(name="it.plain_retry", base=celery.Task, bind=True)
+def plain_retry(self: Any, times: int, x: Any = None, flag: str = "") -> Any:
+    """Retry *times*, then return *x*, knowing nothing of clutches."""
+    ran(self)
+    if self.request.retries < times:
+        raise self.retry(exc=ValueError("not yet"), countdown=0, max_retries=times)
+    if flag:
+        wait_for(flag)
+    return x
+
+
+@shared_task(name="it.plain_exhaust", base=celery.Task, bind=True)
+def plain_exhaust(self: Any) -> None:
+    """Retry once, in vain, knowing nothing of clutches."""
+    ran(self)
+    raise self.retry(exc=ValueError("never"), countdown=0, max_retries=1)
+
+
+@shared_task(name="it.plain_set", base=celery.Task, bind=True)
+def plain_set(self: Any) -> Any:
+    """Return what has no JSON form (Celery's own JSON has one for it)."""
+    ran(self)
+    return {"when": float("nan")}
+
+
+@shared_task(name="it.plain_nests", base=celery.Task, bind=True)
+def plain_nests(self: Any) -> str:
+    """Try to nest a clutch in a plain task; return the error."""
+    try:
+        Clutch(value.s(1), parent=self).engage()
+    except Exception as exc:
+        return type(exc).__name__
+    return "nested"
+
+
+if os.environ.get("CLUTCH_IT_WORKER"):
+
+    @shared_task(name="it.worker_only", bind=True)
+    def worker_only(self: Any, x: Any) -> Any:
+        """A ClutchTask that the tests' own process knows by name only."""
+        ran(self)
+        return [x, self.previous_results]
+
+    @shared_task(name="it.worker_only_plain", base=celery.Task, bind=True)
+    def worker_only_plain(self: Any, x: Any) -> Any:
+        """A plain task that the tests' own process knows by name only."""
+        ran(self)
+        return x
+
+    @shared_task(name="it.worker_only_fail", bind=True, base=ClutchTask)
+    def worker_only_fail(self: Any) -> None:
+        """A failing ClutchTask that the tests' own process knows by name only."""
+        ran(self)
+        raise ValueError("only here")
+
+
+app = make_app(json.loads(os.environ.get("CLUTCH_IT_CONF", "{}")))
+
+if app.conf.get("clutch_it_patience"):
+    # Nobody wants to wait for minutes for what happens when a store is away for minutes.
+    ResultStore.patience = app.conf.clutch_it_patience
+    celery_clutch.task.LATE_AFTER = app.conf.clutch_it_patience

@@ -1,0 +1,127 @@
+"""What users write, checked by mypy --strict. Every line here must pass; nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from celery import Celery
+from typing_extensions import assert_type
+
+import celery_clutch
+from celery_clutch import (
+    Clutch,
+    ClutchError,
+    ClutchResult,
+    ClutchTask,
+    Failure,
+    Progress,
+    ResultStore,
+    State,
+    Status,
+    hookimpl,
+    parallel,
+    previous_results,
+    series,
+)
+from celery_clutch.errors import ClutchFailed, ClutchTimeout
+from celery_clutch.stores.base import StoreOptions
+
+app: Any = Celery("shop", task_cls="celery_clutch:ClutchTask")
+
+
+@app.task(bind=True)  # type: ignore[untyped-decorator, unused-ignore]
+def publish(self: ClutchTask, url: str, draft: bool = False) -> str:
+    assert_type(self.previous_results, list[Any])
+    assert_type(self.iter_previous_results(100), Iterator[Any])
+    inner = Clutch(parent=self)
+    inner << fetch.s(url)
+    inner.engage()
+    return "published"
+
+
+@app.task  # type: ignore[untyped-decorator, unused-ignore]
+def fetch(url: str) -> list[Any]:
+    return assert_type(previous_results(), list[Any])
+
+
+@app.task  # type: ignore[untyped-decorator, unused-ignore]
+def alert(status: dict[str, Any], who: str) -> None:
+    assert_type(Status.from_dict(status), Status)
+
+
+def compose(urls: list[str]) -> Clutch:
+    clutch = Clutch(
+        fetch.s("x"),
+        fetch,
+        (fetch, "y"),
+        name="nightly",
+        queue="critical",
+        on_failure=alert.s("ops"),
+        on_success=alert,
+        on_death=None,
+        id="tonight",
+        tags=["a", "b"],
+        app=app,
+    )
+    same: Clutch = clutch << fetch.s("x")
+    assert_type(same << Clutch(), Clutch)
+    clutch << publish << (publish, "x") << Clutch()
+    with clutch.parallel() as block:
+        assert_type(block, Clutch)
+        clutch << fetch.s("x")
+        with clutch.series():
+            clutch << fetch.s("y")
+    assert_type(clutch.add(publish, "url", draft=False), Clutch)
+    assert_type(clutch.clear(), Clutch)
+    assert_type(Clutch.from_canvas(fetch.s("x") | fetch.s("y"), name="old"), Clutch)
+    assert_type(series(fetch.s("x"), parallel(fetch.s(url) for url in urls)), Clutch)
+    assert_type(parallel([fetch.s(url) for url in urls]), Clutch)
+    assert_type(len(clutch), int)
+    assert_type(clutch.app, Celery)
+    return clutch
+
+
+def look(clutch: Clutch) -> Mapping[str, Any]:
+    run = clutch.engage(countdown=10, priority=3)
+    assert_type(run, ClutchResult)
+    assert_type(run.id, str)
+    assert_type(run.state, State)
+    assert_type(run.state is State.RUNNING or run.state == "FAILED", bool)
+    assert_type(run.ready() or run.successful() or run.failed(), bool)
+    assert_type(run.progress(), Progress)
+    assert_type(run.progress().fraction, float)
+    assert_type(run.failures(), list[Failure])
+    assert_type(run.results("1.2"), Any)
+    assert_type(run.cancel(), bool)
+    assert_type(run.resume(), bool)
+    assert_type(run.forget(), bool)
+    try:
+        assert_type(ClutchResult(run.id, app).get(timeout=30), list[Any])
+        assert_type(run.get(2.5, propagate=False), list[Any])
+    except ClutchFailed as exc:
+        assert_type(exc.failures, list[Failure])
+    except (ClutchTimeout, ClutchError):
+        raise
+    status = run.status()
+    assert_type(status.name, str | None)
+    assert_type(status.tags, tuple[str, ...])
+    assert_type(status.failures[0].attempt, int)
+    assert_type(Failure.from_dict(status.failures[0].to_dict()), Failure)
+    return status.to_dict()
+
+
+async def wait(run: ClutchResult) -> list[Any]:
+    return assert_type(await run.aget(timeout=1), list[Any])
+
+
+def open_store(url: str, options: StoreOptions) -> ResultStore:
+    raise NotImplementedError
+
+
+@hookimpl
+def clutch_stores() -> dict[str, Any]:
+    return {"mine": open_store}
+
+
+version: str = celery_clutch.__version__

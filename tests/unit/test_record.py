@@ -1,0 +1,175 @@
+"""What is kept with a run, and how it reads as a Status."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_clutch import Failure, State, record
+from celery_clutch.errors import CorruptRecord
+from celery_clutch.header import Header
+from celery_clutch.plan import Scope
+from celery_clutch.record import Meta, Parent
+from celery_clutch.stores.base import Record
+
+from .strategies import scopes, texts, words
+
+addresses = st.lists(st.integers(0, 12), min_size=1, max_size=4).map(
+    lambda path: ".".join(map(str, path))
+)
+parents = st.builds(
+    Parent,
+    header=st.builds(lambda run, at: Header(run, 2, at, at).to_dict(), words, addresses),
+    task=words,
+    task_id=words,
+    attempt=st.integers(1, 9),
+    quiet=st.booleans(),
+)
+metas = st.builds(
+    Meta,
+    jobs=st.integers(0, 99),
+    last=words,
+    name=st.none() | texts,
+    tags=st.lists(words, max_size=3).map(tuple),
+    scopes=st.dictionaries(addresses, scopes(), max_size=3),
+    parent=st.none() | parents,
+)
+
+FAILURE = Failure("0", "t", "id", "ValueError", "no", "tb", 1, True, "2024-01-01T00:00:00+00:00")
+
+
+def run_record(failures: dict[str, Any] | None = None, **changes: Any) -> Record:
+    failures = {at: orjson.dumps(data) for at, data in (failures or {}).items()}
+    found = Record(
+        run="r",
+        meta=Meta(jobs=3, last="2", name="nightly", tags=("a", "b")).dumps(),
+        state=State.RUNNING,
+        generation=1,
+        remaining=2,
+        done=1,
+        failing=0,
+        dead=0,
+        created_at=0.0,
+        updated_at=60.0,
+        ended_at=None,
+        failures=failures,
+    )
+    return dataclasses.replace(found, **changes)
+
+
+def failed(*at: str) -> dict[str, Any]:
+    return {each: dataclasses.replace(FAILURE, address=each).to_dict() for each in at}
+
+
+# --- meta ---------------------------------------------------------------------------------
+
+
+@given(metas)
+def test_meta_survives_json(meta: Meta) -> None:
+    assert Meta.loads(meta.dumps()) == meta
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"5",
+        b"[]",
+        b"{}",
+        b'{"jobs": 1}',
+        b'{"jobs": 1, "last": "0", "colour": 1}',
+        b'{"jobs": 1, "last": "0", "scopes": {"": {"colour": 1}}}',
+        b'{"jobs": 1, "last": "0", "parent": {"task": "t"}}',
+        b'{"jobs": 1, "last": "0", "tags": 5}',
+        b'{"jobs": 1, "last": "0", "scopes": [1]}',
+    ],
+)
+def test_what_is_not_meta_is_a_corrupt_record(data: bytes) -> None:
+    with pytest.raises(CorruptRecord):
+        Meta.loads(data)
+
+
+def test_the_scope_at_an_address_is_that_of_the_nearest_subtree() -> None:
+    whole, inner, innermost = Scope(queue="a"), Scope(queue="b"), Scope(queue="c")
+    meta = Meta(9, "0", scopes={"": whole, "1": inner, "1.2.0": innermost})
+    wanted = {
+        "": whole,
+        "0": whole,
+        "10": whole,
+        "1": inner,
+        "1.0": inner,
+        "1.2": inner,
+        "1.2.0": innermost,
+        "1.2.0.7": innermost,
+        "1.20": inner,
+    }
+    assert {at: meta.scope(at) for at in wanted} == wanted
+    assert Meta(0, "").scope("3") == Scope()
+
+
+def test_an_inner_scope_without_anything_hides_the_one_around_it() -> None:
+    meta = Meta(1, "0", scopes={"": Scope(queue="a"), "0": Scope()})
+    assert Meta.loads(meta.dumps()).scope("0") == Scope()
+
+
+# --- status -------------------------------------------------------------------------------
+
+
+def test_a_record_reads_as_a_status() -> None:
+    found = record.status(run_record(failing=1, dead=2))
+    assert (found.id, found.name, found.tags) == ("r", "nightly", ("a", "b"))
+    assert (found.state, found.generation) == (State.RUNNING, 1)
+    assert (found.total, found.done, found.failing, found.dead) == (3, 1, 1, 2)
+    assert found.created_at == "1970-01-01T00:00:00+00:00"
+    assert found.updated_at == "1970-01-01T00:01:00+00:00"
+    assert found.ended_at is None
+    assert found.parent is found.step is None
+    ended = record.status(run_record(ended_at=61.0))
+    assert ended.ended_at == "1970-01-01T00:01:01+00:00"
+
+
+@given(parents)
+def test_a_nested_run_names_its_parent(parent: Parent) -> None:
+    meta = Meta(1, "0", parent=parent)
+    found = record.status(run_record(meta=meta.dumps()))
+    assert found.parent == {"run": parent.header["run"], "address": parent.header["at"]}
+
+
+@given(parents, st.integers(0, 99))
+def test_the_parents_header_is_of_the_generation_of_now(parent: Parent, generation: int) -> None:
+    header = record.parent_header(parent, generation)
+    assert header == dataclasses.replace(Header.from_dict(parent.header), generation=generation)
+
+
+def test_failures_are_in_the_order_of_addresses() -> None:
+    found = record.failures(run_record(failed("10", "9.2", "9.10", "2", "1.0")))
+    assert [failure.address for failure in found] == ["1.0", "2", "9.2", "9.10", "10"]
+
+
+def test_failures_of_jobs_that_have_recovered_are_left_out() -> None:
+    found = run_record(failed("0", "1"), finished=frozenset({"0"}))
+    assert [failure.address for failure in record.failures(found)] == ["1"]
+    assert [failure.address for failure in record.status(found).failures] == ["1"]
+
+
+def test_a_callback_is_told_of_its_own_step_recovered_jobs_included() -> None:
+    found = run_record(failed("0", "1", "1.0", "1.2.3", "10", "11.0"), finished=frozenset({"1.0"}))
+    status = record.status(found, step="1")
+    assert [failure.address for failure in status.failures] == ["1", "1.0", "1.2.3"]
+    assert status.step == "1"
+
+
+@pytest.mark.parametrize("broken", [5, [], {}, {"address": "0"}, None])
+def test_a_failure_that_cannot_be_read_is_a_corrupt_record(broken: Any) -> None:
+    with pytest.raises(CorruptRecord, match="failure of job 4"):
+        record.failures(run_record({"4": broken}))
+
+
+def test_a_failure_that_is_not_json_is_a_corrupt_record() -> None:
+    with pytest.raises(CorruptRecord, match="failure of job 4"):
+        record.failures(dataclasses.replace(run_record(), failures={"4": b"\xff"}))

@@ -1,0 +1,97 @@
+"""Status, Failure, Progress and State."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+
+from celery_clutch import Failure, Progress, State, Status
+from celery_clutch.status import isoformat
+
+from .strategies import failures, statuses
+
+
+@given(statuses)
+def test_a_status_survives_json(status: Status) -> None:
+    assert Status.from_dict(orjson.loads(orjson.dumps(status.to_dict()))) == status
+    assert Status.from_dict(json.loads(json.dumps(status.to_dict()))) == status
+
+
+@given(failures)
+def test_a_failure_survives_json(failure: Failure) -> None:
+    assert Failure.from_dict(json.loads(json.dumps(failure.to_dict()))) == failure
+
+
+@given(statuses)
+def test_the_dict_has_plain_types_alone(status: Status) -> None:
+    def plain(value: Any) -> bool:
+        if type(value) is dict:
+            return all(type(key) is str and plain(item) for key, item in value.items())
+        if type(value) is list:
+            return all(map(plain, value))
+        return value is None or type(value) in (str, int, bool)
+
+    assert plain(status.to_dict())
+
+
+@given(statuses)
+def test_the_dict_has_the_documented_keys(status: Status) -> None:
+    assert set(status.to_dict()) == {
+        *("id", "name", "tags", "state", "generation", "total", "done", "failing", "dead"),
+        *("created_at", "updated_at", "ended_at", "parent", "step", "failures"),
+    }
+
+
+@given(failures)
+def test_the_dict_of_a_failure_has_the_documented_keys(failure: Failure) -> None:
+    assert set(failure.to_dict()) == {
+        *("address", "task", "task_id", "exception", "message", "traceback"),
+        *("attempt", "final", "at"),
+    }
+
+
+@given(statuses)
+def test_keys_of_a_newer_version_are_left_out(status: Status) -> None:
+    data = {**status.to_dict(), "colour": "red"}
+    data["failures"] = [{**failure, "colour": "red"} for failure in data["failures"]]
+    assert Status.from_dict(data) == status
+
+
+@given(statuses)
+def test_progress_is_the_counts(status: Status) -> None:
+    assert status.progress == Progress(status.done, status.total, status.failing, status.dead)
+
+
+def test_fraction() -> None:
+    assert Progress(done=1, total=4, failing=0, dead=0).fraction == 0.25
+    assert Progress(done=0, total=0, failing=0, dead=0).fraction == 1.0
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_state_is_its_name(state: State) -> None:
+    assert state == state.name
+    assert str(state) == f"{state}" == state.name
+    assert json.dumps(state) == f'"{state.name}"'
+    assert State(state.name) is state
+
+
+def test_states() -> None:
+    assert [str(state) for state in State] == ["RUNNING", "SUCCEEDED", "FAILED", "CANCELLED"]
+
+
+def test_times_are_utc() -> None:
+    assert isoformat(0) == "1970-01-01T00:00:00+00:00"
+    assert isoformat(1.5) == "1970-01-01T00:00:01.500000+00:00"
+
+
+@pytest.mark.parametrize("cls", [Status, Failure, Progress])
+def test_they_are_frozen(cls: type) -> None:
+    names = [each.name for each in dataclasses.fields(cls)]
+    thing = cls(**dict.fromkeys(names, 0))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(thing, names[0], 1)

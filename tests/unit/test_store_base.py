@@ -1,0 +1,142 @@
+"""What every store inherits from `ResultStore`: waiting, patience, a repr without secrets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from celery_clutch.errors import StoreUnavailable
+from celery_clutch.status import State
+from celery_clutch.stores.base import Missing, ResultStore
+from celery_clutch.stores.memory import MemoryStore
+from celery_clutch.testing import StoreContract
+
+
+class Inherits(MemoryStore):
+    """A store whose author wrote the primitives only."""
+
+    wait = ResultStore.wait
+    wait_async = ResultStore.wait_async
+    peek = ResultStore.peek
+    finished = ResultStore.finished
+
+
+class TestInherited(StoreContract):
+    """The template methods are right as they are."""
+
+    shared = False
+    examples = 5
+
+    def make_store(self, options: Any) -> ResultStore:
+        return Inherits("memory://", options)
+
+
+class Away:
+    """A call that cannot reach its server, some times, and then answers."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+        self.calls: list[float] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        self.calls.append(time.monotonic())
+        self.left -= 1
+        if self.left >= 0:
+            raise StoreUnavailable(f"{self.left} to go")
+        return args, kwargs
+
+
+def test_patiently_passes_the_answer_on() -> None:
+    away = Away(0)
+    assert MemoryStore().patiently(away, 1, two=2) == ((1,), {"two": 2})
+    assert len(away.calls) == 1
+
+
+def test_patiently_tries_again_ever_more_slowly() -> None:
+    away = Away(4)
+    assert MemoryStore().patiently(away, 1) == ((1,), {})
+    assert len(away.calls) == 5
+    assert away.calls[-1] - away.calls[-2] > away.calls[1] - away.calls[0]
+
+
+def test_patiently_gives_up_in_the_end() -> None:
+    store, away = MemoryStore(), Away(1000)
+    store.patience = 0.3
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        store.patiently(away)
+    assert 0.3 <= time.monotonic() - started < 3
+    assert 2 < len(away.calls) < 20
+
+
+def test_patiently_is_patient_with_an_absent_server_only() -> None:
+    calls = []
+
+    def broken() -> None:
+        calls.append(1)
+        raise ValueError("a mistake stays one")
+
+    with pytest.raises(ValueError, match="a mistake"):
+        MemoryStore().patiently(broken)
+    assert calls == [1]
+
+
+def test_waiting_by_asking_does_not_spin() -> None:
+    class Counts(Inherits):
+        asked = 0
+
+        def read(self, run: str) -> Any:
+            self.asked += 1
+            return super().read(run)
+
+    store = Counts()
+    store.create("r", b"", {}, 1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(store.wait, "r", 0.8)
+        assert waiting.result(10) is State.RUNNING
+    assert store.asked < 20
+    store.asked = 0
+    assert asyncio.run(store.wait_async("r", 0.8)) is State.RUNNING
+    assert store.asked < 20
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("memory://", "memory://"),
+        ("redis://user:secret@host:1/2", "redis://host:1/2"),
+        ("redis://:se@cret@host", "redis://host"),
+        ("mine://host/db?password=secret&timeout=1", "mine://host/db"),
+        ("mine:///path?user=secret", "mine:///path"),
+        ("mine://:secret@a:1;mine://:secret@b:2/0", "mine://b:2/0"),
+    ],
+)
+def test_repr_has_no_secrets(url: str, shown: str) -> None:
+    assert repr(MemoryStore(url)) == f"<MemoryStore {shown}>"
+
+
+def test_missing_is_neither_none_nor_true() -> None:
+    assert repr(Missing) == "Missing"
+    assert Missing is not None
+    assert not Missing
+
+
+def test_a_store_lacking_a_method_cannot_be_made() -> None:
+    class Half(ResultStore):
+        def page(self, run: str, key: str) -> Any:
+            return Missing
+
+    with pytest.raises(TypeError, match="begin"):
+        Half("half://")  # type: ignore[abstract]
+
+
+def test_every_primitive_says_what_it_guarantees() -> None:
+    def undocumented(names: Iterable[str]) -> list[str]:
+        return [name for name in names if not (getattr(ResultStore, name).__doc__ or "").strip()]
+
+    assert undocumented(ResultStore.__abstractmethods__) == []
