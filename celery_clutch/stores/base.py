@@ -1,8 +1,8 @@
 """The store interface. The docstrings here are the specification; `StoreContract` tests it.
 
-A store keeps *runs*. A run is a record (`Record`), its pages, its results by slot, and its failures
-by address. All values are bytes that mean nothing to the store. Everything a primitive does happens
-at once, or not at all, as seen by every other process.
+A store keeps *runs*. A run is a record (`Record`), its pages, its results by slot, its failures and
+executions by address, and its shared data by key. All values are bytes that mean nothing to the
+store. Everything a primitive does happens at once, or not at all, as seen by every other process.
 
 A run is written by many workers at once, and every message may arrive twice, late, or never. So
 the rules below are all of the kind "the first one counts".
@@ -15,8 +15,9 @@ import enum
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from ..errors import StoreUnavailable
@@ -38,6 +39,8 @@ class _Missing(enum.Enum):
 Missing: Final = _Missing.MISSING
 """What stands for a result that is not there. Never None: None is a result."""
 MissingType = _Missing
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 ENDED = frozenset((State.SUCCEEDED, State.FAILED, State.CANCELLED))
 
@@ -78,6 +81,14 @@ class Settles:
 
 
 @dataclass(frozen=True, slots=True)
+class Joins:
+    """A barrier of a generation that opens when ``width`` slots have their result."""
+
+    barrier: str
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class Completed:
     """What `ResultStore.complete` did.
 
@@ -86,12 +97,16 @@ class Completed:
         fresh: this call's value is the one recorded.
         succeeded: this call ended the run.
         report: the step whose ``on_failure`` is due now, or "". Each is returned once.
+        settled: the step whose last member this call settled, or "". Each is returned once.
+        joined: this call opened the barrier.
     """
 
     remaining: int
     fresh: bool = False
     succeeded: bool = False
     report: str = ""
+    settled: str = ""
+    joined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +117,13 @@ class Failed:
         recorded: the failure was news.
         died: this call took the run from RUNNING to FAILED.
         reports: the steps whose ``on_failure`` is due now. Each is returned once.
+        settled: the steps whose last member this call settled. Each is returned once.
     """
 
     recorded: bool = False
     died: bool = False
     reports: tuple[str, ...] = ()
+    settled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +161,43 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Execution:
+    """How the job at an address is being, or was, executed.
+
+    Attributes:
+        starts: how often `ResultStore.begin` has said RUN since the job's last outcome.
+        started_at: when it last did, in seconds since the epoch; None if it has not since.
+        info: what `ResultStore.complete` was given with the result; None while there is none.
+    """
+
+    starts: int = 0
+    started_at: float | None = None
+    info: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
-    """A run in a listing."""
+    """A run in a listing; the attributes are those of `Record`, and what `create` was given."""
 
     run: str
     name: str | None
     tags: tuple[str, ...]
     state: State
+    jobs: int
+    done: int
+    failing: int
+    dead: int
     created_at: float
+    updated_at: float
+    ended_at: float | None
+
+    def matches(self, state: State | None, name: str | None, tag: str | None) -> bool:
+        """Whether `ResultStore.scan` with these filters lists it."""
+        return (
+            (state is None or self.state is state)
+            and (name is None or self.name == name)
+            and (tag is None or tag in self.tags)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +247,15 @@ class ResultStore(ABC):
         pages: Mapping[str, bytes],
         units: int,
         *,
+        jobs: int = 0,
         name: str | None = None,
         tags: Sequence[str] = (),
+        data: Mapping[str, bytes] = NOTHING,
     ) -> None:
         """Store a new run: RUNNING, generation 0, ``remaining == units``.
 
-        With ``units == 0`` it is SUCCEEDED from the start.
+        With ``units == 0`` it is SUCCEEDED from the start. *jobs*, *name* and *tags* are for
+        `scan`; *data* is what `data` returns until a `complete` changes it.
 
         Raises:
             AlreadyEngaged: a run of this id exists; it is left as it is.
@@ -222,8 +271,8 @@ class ResultStore(ABC):
 
         In this order: no such run, CANCELLED, or another generation: DROP. A result in *slot*:
         DONE. More than *limit* calls that said RUN for this address and generation since its last
-        outcome (a `complete` or `fail`): GIVE_UP. Else RUN. A FAILED run goes on: the other members
-        of the step that failed are to finish.
+        outcome (a `complete`, `fail` or `hold`): GIVE_UP. Else RUN. A FAILED run goes on: the other
+        members of the step that failed are to finish. `executions` shows what was said RUN to.
 
         ``held`` of the answer is what `hold` put away for the address, whatever the generation
         it was put away in; a held job is never given up.
@@ -241,6 +290,9 @@ class ResultStore(ABC):
         token: str,
         job: bool = True,
         settles: Settles | None = None,
+        joins: Joins | None = None,
+        changes: Mapping[str, bytes | None] = NOTHING,
+        info: bytes = b"",
     ) -> Completed:
         """Record a result. The first value of a slot wins, in every state and from every
         generation: finished work is never thrown away.
@@ -248,15 +300,23 @@ class ResultStore(ABC):
         With the value, and only then: ``remaining`` falls by one, ``done`` rises by one if *job*;
         what was held for the address is dropped; a failure of *address* no longer counts as failing
         or dead, and when that leaves no dead job a FAILED run is RUNNING again. At ``remaining ==
-        0`` a RUNNING run is SUCCEEDED.
+        0`` a RUNNING run is SUCCEEDED. Each key of *changes* is set in the run's data, or deleted
+        where it is None. *info* is kept for `executions`.
 
         *settles*, if given and if *generation* is the run's, counts the member as settled, also
         when the slot has a value already (once for each member and generation, whether it completed
         or failed). When ``width`` members have settled and one of them has failed loudly,
-        ``report`` is the step, once for each step and generation.
+        ``report`` is the step, once for each step and generation. ``settled`` is the step when
+        ``width`` members have settled, failed or not, once as well.
+
+        *joins*, if given and if *generation* is the run's, counts *slot* in the barrier, also when
+        it has a value already, but once for each slot and generation. The call that makes it
+        ``width`` is told that it ``joined``, and so is every later call for the same *address*: a
+        message that comes again after its worker was killed has to open the barrier.
 
         *token* names this execution of the job. A caller that never saw the answer calls again with
-        the same token, and is told again that it ``succeeded`` and what to ``report``.
+        the same token, and is told again that it ``succeeded``, what to ``report`` and what
+        it ``settled``.
         """
 
     @abstractmethod
@@ -283,7 +343,7 @@ class ResultStore(ABC):
 
         Each of *settles* is counted as in `complete`; the loud ones have a failed member from
         now on, even when the job's own retry has completed before. *token* is as in `complete`, for
-        ``died`` and ``reports``.
+        ``died``, ``reports`` and ``settled``.
         """
 
     @abstractmethod
@@ -295,14 +355,31 @@ class ResultStore(ABC):
         """Put something away for the job at *address*, until it completes. The last call wins."""
 
     @abstractmethod
+    def take(self, run: str, key: str, lane: str, token: str, generation: int) -> int:
+        """Take the next number, from 0, of the counter *key* in this generation.
+
+        -1 when `begin` would say DROP. A *lane* that asks again with the *token* of its last call
+        gets the same number again.
+        """
+
+    @abstractmethod
+    def data(self, run: str) -> dict[str, bytes] | None:
+        """The run's data by key; None when there is no such run."""
+
+    @abstractmethod
+    def executions(self, run: str) -> dict[str, Execution]:
+        """What is known of the execution of each address that has begun in this generation, or has
+        completed in any."""
+
+    @abstractmethod
     def transition(
         self, run: str, sources: Iterable[State], target: State, generation: int
     ) -> bool:
         """Compare and set: move a run of this *generation* from one of *sources* to *target*.
 
-        To RUNNING it is a resumption: the generation rises by one, failures and starts are
-        forgotten, and a run with nothing remaining becomes SUCCEEDED instead. Returns whether it
-        moved.
+        To RUNNING it is a resumption: the generation rises by one, failures, starts, barriers and
+        counters are forgotten, and a run with nothing remaining becomes SUCCEEDED instead. Returns
+        whether it moved.
         """
 
     @abstractmethod
@@ -310,9 +387,19 @@ class ResultStore(ABC):
         """The whole record, consistent in itself; None when there is no such run."""
 
     @abstractmethod
-    def scan(self, cursor: str = "", count: int = 100) -> tuple[list[Summary], str]:
-        """About *count* runs, newest first, and the cursor for the next call ("" at the end).
+    def scan(
+        self,
+        cursor: str = "",
+        count: int = 100,
+        *,
+        state: State | None = None,
+        name: str | None = None,
+        tag: str | None = None,
+    ) -> tuple[list[Summary], str]:
+        """At most *count* runs, newest first, and the cursor for the next call ("" at the end).
 
+        *state*, *name* and *tag* leave out the runs that do not have them; a store may look at
+        *count* runs and return those of them that match, so a page can be empty before the end.
         Runs engaged or forgotten meanwhile may or may not be seen; every other exactly once.
         """
 
@@ -357,9 +444,37 @@ class ResultStore(ABC):
             await asyncio.sleep(pause if left is None else min(pause, left))
         raise AssertionError("unreachable")
 
+    def watch(self, run: str) -> Iterator[None]:
+        """Yield at once, and again whenever the run may have changed since, until it is closed.
+
+        It also yields now and then without a change, so that a caller with a deadline can look up.
+        This one polls, ever more slowly, up to twice a second.
+        """
+        for pause in _pauses():
+            yield
+            time.sleep(pause)
+
+    async def watch_async(self, run: str) -> AsyncIterator[None]:
+        """`watch`, without blocking the event loop."""
+        for pause in _pauses():
+            yield
+            await asyncio.sleep(pause)
+
     def check(self) -> list[str]:
         """What is wrong with the server behind the store, in sentences for the operator's log."""
         return []
+
+    def migrate(self) -> list[str]:
+        """Create or upgrade what the store needs on its server; what was done, in sentences.
+
+        Raises:
+            ConfigurationError: what is there is newer than this code.
+        """
+        return []
+
+    def prune(self, limit: int = 1000) -> int:
+        """Delete at most *limit* expired runs, where the server does not do so itself; how many."""
+        return 0
 
     def close(self) -> None:  # noqa: B027 - a store without connections has nothing to do
         """Let go of connections. The store opens them again when it is used."""

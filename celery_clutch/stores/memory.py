@@ -12,9 +12,12 @@ from ..errors import AlreadyEngaged
 from ..status import State
 from .base import (
     ENDED,
+    NOTHING,
     Begun,
     Completed,
+    Execution,
     Failed,
+    Joins,
     Missing,
     MissingType,
     Record,
@@ -30,7 +33,20 @@ from .base import (
 class _Step:
     settled: set[str] = field(default_factory=set)
     failed: bool = False
+    full: str | None = None  # the token of the call that settled the last member
     reporter: str | None = None
+
+
+@dataclass
+class _Barrier:
+    slots: set[str] = field(default_factory=set)
+    opener: str | None = None  # the address that opened it
+
+
+@dataclass
+class _Counter:
+    taken: int = 0
+    lanes: dict[str, tuple[str, int]] = field(default_factory=dict)  # token and number
 
 
 @dataclass
@@ -38,8 +54,10 @@ class _Run:
     meta: bytes
     pages: dict[str, bytes]
     remaining: int
+    jobs: int
     name: str | None
     tags: tuple[str, ...]
+    data: dict[str, bytes]
     state: State = State.RUNNING
     generation: int = 0
     done: int = 0
@@ -52,13 +70,39 @@ class _Run:
     failures: dict[str, tuple[tuple[int, bool], bytes]] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
     held: dict[str, bytes] = field(default_factory=dict)
-    starts: dict[str, int] = field(default_factory=dict)
+    executions: dict[str, Execution] = field(default_factory=dict)
     steps: dict[str, _Step] = field(default_factory=dict)
+    barriers: dict[str, _Barrier] = field(default_factory=dict)
+    counters: dict[str, _Counter] = field(default_factory=dict)
 
     def unfinished(self, *, final: bool) -> int:
         return sum(
             key[1] is final and address not in self.finished
             for address, (key, _) in self.failures.items()
+        )
+
+    def drops(self, generation: int) -> bool:
+        return self.state is State.CANCELLED or self.generation != generation
+
+    def stop(self, address: str) -> None:
+        """Forget the starts of *address*."""
+        before = self.executions.pop(address, None)
+        if before and before.info is not None:
+            self.executions[address] = Execution(info=before.info)
+
+    def summary(self, run: str) -> Summary:
+        return Summary(
+            run=run,
+            name=self.name,
+            tags=self.tags,
+            state=self.state,
+            jobs=self.jobs,
+            done=self.done,
+            failing=self.unfinished(final=False),
+            dead=self.unfinished(final=True),
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+            ended_at=self.ended_at,
         )
 
 
@@ -77,13 +121,16 @@ class MemoryStore(ResultStore):
         pages: Mapping[str, bytes],
         units: int,
         *,
+        jobs: int = 0,
         name: str | None = None,
         tags: Sequence[str] = (),
+        data: Mapping[str, bytes] = NOTHING,
     ) -> None:
         with self._changed:
             if self._get(run) is not None:
                 raise AlreadyEngaged(f"a run with the id {run!r} exists")
-            new = self._runs[run] = _Run(meta, dict(pages), units, name, tuple(tags))
+            new = _Run(meta, dict(pages), units, jobs, name, tuple(tags), dict(data))
+            self._runs[run] = new
             if not units:
                 self._end(new, State.SUCCEEDED)
             self._touch(new)
@@ -96,7 +143,7 @@ class MemoryStore(ResultStore):
     def begin(self, run: str, address: str, slot: str, generation: int, limit: int) -> Begun:
         with self._changed:
             found = self._get(run)
-            if found is None or found.state is State.CANCELLED or found.generation != generation:
+            if found is None or found.drops(generation):
                 return Begun(Verdict.DROP)
             if slot in found.results:
                 return Begun(Verdict.DONE)
@@ -104,8 +151,11 @@ class MemoryStore(ResultStore):
             held = found.held.get(address)
             if held is not None:
                 return Begun(Verdict.RUN, held)
-            starts = found.starts[address] = found.starts.get(address, 0) + 1
-            return Begun(Verdict.GIVE_UP if starts > limit else Verdict.RUN)
+            before = found.executions.get(address, Execution())
+            if before.starts >= limit:
+                return Begun(Verdict.GIVE_UP)
+            found.executions[address] = Execution(before.starts + 1, time.time(), before.info)
+            return Begun(Verdict.RUN)
 
     def complete(
         self,
@@ -118,6 +168,9 @@ class MemoryStore(ResultStore):
         token: str,
         job: bool = True,
         settles: Settles | None = None,
+        joins: Joins | None = None,
+        changes: Mapping[str, bytes | None] = NOTHING,
+        info: bytes = b"",
     ) -> Completed:
         with self._changed:
             found = self._get(run)
@@ -128,7 +181,11 @@ class MemoryStore(ResultStore):
                 found.results[slot] = value
                 found.remaining -= 1
                 found.done += job
-                found.starts.pop(address, None)
+                found.executions[address] = Execution(info=info)
+                for key, changed in changes.items():
+                    found.data.pop(key, None)
+                    if changed is not None:
+                        found.data[key] = changed
                 found.held.pop(address, None)
                 if address in found.failures:
                     found.finished.add(address)
@@ -137,11 +194,18 @@ class MemoryStore(ResultStore):
                 if not found.remaining and found.state is State.RUNNING:
                     self._end(found, State.SUCCEEDED, token)
                 self._touch(found)
-            report = ""
+            report = settled = False
             if settles and generation == found.generation:
-                report = self._settle(found, settles, token, failed=False)
-            succeeded = found.state is State.SUCCEEDED and found.ender == token
-            return Completed(found.remaining, fresh, succeeded, report)
+                report, settled = self._settle(found, settles, token, failed=False)
+            step = settles.step if settles else ""
+            return Completed(
+                remaining=found.remaining,
+                fresh=fresh,
+                succeeded=found.state is State.SUCCEEDED and found.ender == token,
+                report=step if report else "",
+                settled=step if settled else "",
+                joined=generation == found.generation and self._join(found, joins, slot, address),
+            )
 
     def fail(
         self,
@@ -164,15 +228,16 @@ class MemoryStore(ResultStore):
             news = known is None or known[0] < (attempt, final)
             if news:
                 found.failures[address] = (attempt, final), failure
-                found.starts.pop(address, None)
+                found.stop(address)
                 if slot in found.results:
                     found.finished.add(address)
                 elif final and found.state is State.RUNNING:
                     self._end(found, State.FAILED, token)
                 self._touch(found)
             died = found.state is State.FAILED and found.ender == token
-            reports = [self._settle(found, each, token, failed=True) for each in settles]
-            return Failed(news, died, tuple(filter(None, reports)))
+            told = [(each.step, self._settle(found, each, token, failed=True)) for each in settles]
+            reports = tuple(step for step, (report, _) in told if report)
+            return Failed(news, died, reports, tuple(step for step, (_, full) in told if full))
 
     def values(self, run: str, slots: Sequence[str]) -> list[bytes | MissingType]:
         with self._changed:
@@ -184,8 +249,31 @@ class MemoryStore(ResultStore):
         with self._changed:
             if found := self._get(run):
                 found.held[address] = held
-                found.starts.pop(address, None)
+                found.stop(address)
                 self._touch(found)
+
+    def take(self, run: str, key: str, lane: str, token: str, generation: int) -> int:
+        with self._changed:
+            found = self._get(run)
+            if found is None or found.drops(generation):
+                return -1
+            counter = found.counters.setdefault(key, _Counter())
+            last, number = counter.lanes.get(lane, (None, -1))
+            if last != token:
+                number, counter.taken = counter.taken, counter.taken + 1
+                counter.lanes[lane] = token, number
+            self._touch(found)
+            return number
+
+    def data(self, run: str) -> dict[str, bytes] | None:
+        with self._changed:
+            found = self._get(run)
+            return None if found is None else dict(found.data)
+
+    def executions(self, run: str) -> dict[str, Execution]:
+        with self._changed:
+            found = self._get(run)
+            return {} if found is None else dict(found.executions)
 
     def transition(
         self, run: str, sources: Iterable[State], target: State, generation: int
@@ -196,10 +284,11 @@ class MemoryStore(ResultStore):
                 return False
             if target is State.RUNNING:
                 found.generation += 1
-                found.failures.clear()
-                found.finished.clear()
-                found.starts.clear()
-                found.steps.clear()
+                for address in list(found.executions):
+                    found.stop(address)
+                forgotten = (found.failures, found.finished, found.steps, found.barriers)
+                for marks in (*forgotten, found.counters):
+                    marks.clear()
                 found.state, found.ended_at = State.RUNNING, None
                 if not found.remaining:
                     self._end(found, State.SUCCEEDED)
@@ -230,7 +319,15 @@ class MemoryStore(ResultStore):
                 held=dict(found.held),
             )
 
-    def scan(self, cursor: str = "", count: int = 100) -> tuple[list[Summary], str]:
+    def scan(
+        self,
+        cursor: str = "",
+        count: int = 100,
+        *,
+        state: State | None = None,
+        name: str | None = None,
+        tag: str | None = None,
+    ) -> tuple[list[Summary], str]:
         with self._changed:
             runs = [
                 (found.created_at, run) for run in list(self._runs) if (found := self._get(run))
@@ -239,12 +336,9 @@ class MemoryStore(ResultStore):
             if cursor:
                 at, _, last = cursor.partition(" ")
                 runs = [entry for entry in runs if entry < (float(at), last)]
-            page = [
-                Summary(run, self._runs[run].name, self._runs[run].tags, self._runs[run].state, at)
-                for at, run in runs[:count]
-            ]
-            more = len(runs) > count
-            return page, f"{page[-1].created_at!r} {page[-1].run}" if more else ""
+            page = [self._runs[run].summary(run) for _, run in runs[:count]]
+            following = "{!r} {}".format(*runs[count - 1]) if len(runs) > count else ""
+            return [each for each in page if each.matches(state, name, tag)], following
 
     def delete(self, run: str) -> bool:
         with self._changed:
@@ -282,12 +376,25 @@ class MemoryStore(ResultStore):
         found.ended_at = time.time()
         self._changed.notify_all()
 
-    def _settle(self, found: _Run, settles: Settles, token: str, *, failed: bool) -> str:
+    def _settle(
+        self, found: _Run, settles: Settles, token: str, *, failed: bool
+    ) -> tuple[bool, bool]:
+        """Count a member: whether *token* is to report the step, and whether it settled it."""
         step = found.steps.setdefault(settles.step, _Step())
         step.settled.add(settles.member)
         step.failed |= failed and settles.loud
-        if len(step.settled) < settles.width or not step.failed:
-            return ""
-        if step.reporter is None:
-            step.reporter = token
-        return settles.step if step.reporter == token else ""
+        if len(step.settled) < settles.width:
+            return False, False
+        step.full = step.full or token
+        if step.failed:
+            step.reporter = step.reporter or token
+        return step.reporter == token, step.full == token
+
+    def _join(self, found: _Run, joins: Joins | None, slot: str, address: str) -> bool:
+        if joins is None:
+            return False
+        barrier = found.barriers.setdefault(joins.barrier, _Barrier())
+        barrier.slots.add(slot)
+        if len(barrier.slots) >= joins.width:
+            barrier.opener = barrier.opener or address
+        return barrier.opener == address

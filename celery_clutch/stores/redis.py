@@ -1,9 +1,10 @@
 """Runs in Redis: ``redis://``, ``rediss://``, ``redis+socket://``, ``sentinel://``, ``redis+cluster://``.
 
-A run is four keys, all with the hash tag ``{run}`` so that they live together in a cluster, all
-with a time to live: ``:run`` (counters and state), ``:pages``, ``:results`` (by slot) and
-``:marks`` (starts, failures, tallies, what is held; deleted as jobs complete). One more key,
-``<prefix>:runs``, is an index for listings. Whatever must be atomic is a script in ``lua/``.
+A run is at most six keys, all with the hash tag ``{run}`` so that they live together in a cluster,
+all with a time to live: ``:run`` (counters and state), ``:pages``, ``:results`` (by slot),
+``:marks`` (failures, tallies, what is held), ``:jobs`` (executions, by address) and ``:data``. One
+more key, ``<prefix>:runs``, is an index for listings. Whatever must be atomic is a script in
+``lua/``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any
@@ -30,9 +31,12 @@ from ..errors import (
 from ..status import State
 from .base import (
     ENDED,
+    NOTHING,
     Begun,
     Completed,
+    Execution,
     Failed,
+    Joins,
     Missing,
     MissingType,
     Record,
@@ -57,6 +61,7 @@ except ImportError as exc:  # pragma: no cover - exercised in a bare environment
 
 _VERDICTS = {int(verdict): Begun(verdict) for verdict in Verdict}
 _RECHECK = 10.0  # seconds after which a waiting client looks at the state itself
+_LOOK_UP = 1.0  # seconds after which a watching client is told, changed or not
 
 
 class _Script:
@@ -73,8 +78,9 @@ class _Script:
             return client.eval(self.text, len(keys), *keys, *args)
 
 
-_create, _begin, _complete, _fail, _hold, _transition, _read, _delete = map(
-    _Script, ("create", "begin", "complete", "fail", "hold", "transition", "read", "delete")
+_create, _begin, _complete, _fail, _hold, _take, _transition, _read, _delete = map(
+    _Script,
+    ("create", "begin", "complete", "fail", "hold", "take", "transition", "read", "delete"),
 )
 
 
@@ -109,16 +115,19 @@ class RedisStore(ResultStore):
         pages: Mapping[str, bytes],
         units: int,
         *,
+        jobs: int = 0,
         name: str | None = None,
         tags: Sequence[str] = (),
+        data: Mapping[str, bytes] = NOTHING,
     ) -> None:
-        flat = [part for page in pages.items() for part in page]
+        flat = [part for pair in (*pages.items(), *data.items()) for part in pair]
         times = (self._ttl, self._result_ttl)
         with _errors():
             created = _create(
                 self._client,
                 self._keys(run),
-                *(meta, units, name or "", orjson.dumps(list(tags)), *times, *flat),
+                *(meta, units, name or "", orjson.dumps(list(tags)), *times),
+                *(jobs, len(pages), *flat),
             )
             if not created:
                 raise AlreadyEngaged(f"a run with the id {run!r} exists")
@@ -146,18 +155,33 @@ class RedisStore(ResultStore):
         token: str,
         job: bool = True,
         settles: Settles | None = None,
+        joins: Joins | None = None,
+        changes: Mapping[str, bytes | None] = NOTHING,
+        info: bytes = b"",
     ) -> Completed:
-        extra = (settles.step, settles.member, settles.width) if settles else ()
+        step = (settles.step, settles.member, settles.width) if settles else ("", "", 0)
+        barrier = (joins.barrier, joins.width) if joins else ("", 0)
+        flat = [
+            part
+            for key, changed in changes.items()
+            for part in (key, int(changed is not None), changed or b"")
+        ]
         with _errors(), _reading(run):
-            remaining, fresh, succeeded, report = _complete(
+            remaining, fresh, succeeded, report, settled, joined = _complete(
                 self._client,
                 self._keys(run),
                 *(address, slot, value, generation, token, int(job)),
-                *(self._ttl, self._result_ttl, self._channel(run)),
-                *extra,
+                *(self._ttl, self._result_ttl, self._channels(run)),
+                *(info, *step, *barrier, *flat),
             )
-        step = settles.step if settles and report else ""
-        return Completed(remaining, bool(fresh), bool(succeeded), step)
+        return Completed(
+            remaining=remaining,
+            fresh=bool(fresh),
+            succeeded=bool(succeeded),
+            report=step[0] if report else "",
+            settled=step[0] if settled else "",
+            joined=bool(joined),
+        )
 
     def fail(
         self,
@@ -174,16 +198,17 @@ class RedisStore(ResultStore):
     ) -> Failed:
         flat = [part for s in settles for part in (s.step, s.member, s.width, int(s.loud))]
         with _errors():
-            recorded, died, *reports = _fail(
+            recorded, died, *told = _fail(
                 self._client,
                 self._keys(run),
                 *(address, slot, failure, generation, token, attempt, int(final)),
-                *(self._ttl, self._result_ttl, self._channel(run)),
+                *(self._ttl, self._result_ttl, self._channels(run)),
                 *flat,
             )
-        due = zip(settles, reports, strict=False)  # no reports when the run is gone
-        steps = tuple(each.step for each, told in due if told)
-        return Failed(bool(recorded), bool(died), steps)
+        due = list(zip(settles, told, strict=False))  # nothing is told when the run is gone
+        reports = tuple(each.step for each, bits in due if bits & 1)
+        settled = tuple(each.step for each, bits in due if bits & 2)
+        return Failed(bool(recorded), bool(died), reports, settled)
 
     def values(self, run: str, slots: Sequence[str]) -> list[bytes | MissingType]:
         if not slots:
@@ -196,10 +221,28 @@ class RedisStore(ResultStore):
         with _errors():
             _hold(self._client, self._keys(run), address, held, self._ttl, self._result_ttl)
 
+    def take(self, run: str, key: str, lane: str, token: str, generation: int) -> int:
+        times = (self._ttl, self._result_ttl)
+        with _errors():
+            return int(_take(self._client, self._keys(run), key, lane, token, generation, *times))
+
+    def data(self, run: str) -> dict[str, bytes] | None:
+        with _errors(), _reading(run):
+            keys = self._keys(run)
+            found = self._client.hgetall(keys[5])
+            if not found and not self._client.exists(keys[0]):
+                return None
+            return {key.decode(): value for key, value in found.items()}
+
+    def executions(self, run: str) -> dict[str, Execution]:
+        with _errors(), _reading(run):
+            found = self._client.hgetall(self._keys(run)[4])
+            return {address.decode(): _execution(value) for address, value in found.items()}
+
     def transition(
         self, run: str, sources: Iterable[State], target: State, generation: int
     ) -> bool:
-        times = (self._ttl, self._result_ttl, self._channel(run))
+        times = (self._ttl, self._result_ttl, self._channels(run))
         states = [state.value for state in sources]
         with _errors():
             moved = _transition(
@@ -212,7 +255,15 @@ class RedisStore(ResultStore):
             fields, marked = map(_pairs, _read(self._client, self._keys(run)))
             return _record(run, fields, marked) if fields else None
 
-    def scan(self, cursor: str = "", count: int = 100) -> tuple[list[Summary], str]:
+    def scan(
+        self,
+        cursor: str = "",
+        count: int = 100,
+        *,
+        state: State | None = None,
+        name: str | None = None,
+        tag: str | None = None,
+    ) -> tuple[list[Summary], str]:
         with _errors():
             upper, start = [*cursor.split(" ", 1), ""][:2] if cursor else ("+inf", "")
             runs = self._client.zrevrangebyscore(
@@ -228,11 +279,11 @@ class RedisStore(ResultStore):
                 seen = {summary.run for summary in found}
                 self._unlist([run for run, _ in page if run not in seen])
         following = f"{page[-1][1]!r} {page[-1][0]}" if page and more else ""
-        return found, following
+        return [each for each in found if each.matches(state, name, tag)], following
 
     def delete(self, run: str) -> bool:
         with _errors():
-            existed = _delete(self._client, self._keys(run), self._channel(run))
+            existed = _delete(self._client, self._keys(run), self._channels(run))
             self._client.zrem(self._index, run)
         return bool(existed)
 
@@ -253,7 +304,7 @@ class RedisStore(ResultStore):
     def wait(self, run: str, timeout: float | None = None) -> State | None:
         deadline = None if timeout is None else time.monotonic() + timeout
         with _errors(), self._client.pubsub(ignore_subscribe_messages=True) as channel:
-            channel.subscribe(self._channel(run))
+            channel.subscribe(f"{self._channels(run)}ended")
             channel.get_message(timeout=1.0)  # the subscription stands before the state is read
             while True:
                 state = (self.peek(run) or (None,))[0]
@@ -266,11 +317,10 @@ class RedisStore(ResultStore):
         if self._given is not None or _connection(self.url)[0] != "server":
             return await super().wait_async(run, timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
-        _, url, kwargs = _connection(self.url)
-        client = redis.asyncio.Redis.from_url(url, **kwargs)
+        client = self._async_client()
         with _errors(), _reading(run):
             async with client, client.pubsub(ignore_subscribe_messages=True) as channel:
-                await channel.subscribe(self._channel(run))
+                await channel.subscribe(f"{self._channels(run)}ended")
                 await channel.get_message(timeout=1.0)
                 while True:
                     name: Any = await client.hget(self._keys(run)[0], "state")
@@ -280,6 +330,32 @@ class RedisStore(ResultStore):
                         return state
                     pause = min(left, _RECHECK)
                     await asyncio.wait_for(channel.get_message(timeout=pause), pause + 5)
+
+    def watch(self, run: str) -> Iterator[None]:
+        with _errors(), self._client.pubsub(ignore_subscribe_messages=True) as channel:
+            channel.subscribe(f"{self._channels(run)}changed")
+            channel.get_message(timeout=1.0)
+            while True:
+                yield
+                channel.get_message(timeout=_LOOK_UP)
+                while channel.get_message(timeout=0) is not None:
+                    pass  # what has happened meanwhile is one change
+
+    async def watch_async(self, run: str) -> AsyncIterator[None]:
+        if self._given is not None or _connection(self.url)[0] != "server":
+            async for _ in super().watch_async(run):
+                yield
+            return
+        with _errors():
+            async with self._async_client() as client:
+                async with client.pubsub(ignore_subscribe_messages=True) as channel:
+                    await channel.subscribe(f"{self._channels(run)}changed")
+                    await channel.get_message(timeout=1.0)
+                    while True:
+                        yield
+                        await channel.get_message(timeout=_LOOK_UP)
+                        while await channel.get_message(timeout=0) is not None:
+                            pass
 
     def check(self) -> list[str]:
         try:
@@ -311,12 +387,17 @@ class RedisStore(ResultStore):
             client = self._own = _connect(self.url)
         return client
 
-    def _keys(self, run: str) -> tuple[str, str, str, str]:
-        base = f"{self.options.prefix}:{{{run}}}"
-        return f"{base}:run", f"{base}:pages", f"{base}:results", f"{base}:marks"
+    def _async_client(self) -> Any:
+        _, url, kwargs = _connection(self.url)
+        return redis.asyncio.Redis.from_url(url, **kwargs)
 
-    def _channel(self, run: str) -> str:
-        return f"{self.options.prefix}:{{{run}}}:ended"
+    def _keys(self, run: str) -> list[str]:
+        base = f"{self.options.prefix}:{{{run}}}:"
+        return [base + name for name in ("run", "pages", "results", "marks", "jobs", "data")]
+
+    def _channels(self, run: str) -> str:
+        """What the names of the channels of *run* start with."""
+        return f"{self.options.prefix}:{{{run}}}:"
 
     def _list(self, run: str) -> None:
         """Put *run* into the index, and take out some of the oldest if they have expired."""
@@ -344,15 +425,50 @@ class RedisStore(ResultStore):
         """What is there of *runs*."""
         pipe = self._client.pipeline(transaction=False)
         for run in runs:
-            pipe.hmget(self._keys(run)[0], "state", "created", "name", "tags")
+            pipe.hmget(self._keys(run)[0], *_LISTED)
         summaries: list[Summary] = []
-        for run, (state, created, name, tags) in zip(runs, pipe.execute(), strict=True):
-            if state is None:
+        for run, (ended, *values) in zip(runs, pipe.execute(), strict=True):
+            if values[0] is None:
                 continue
             with _reading(run):
-                label, labels = name.decode() or None, tuple(orjson.loads(tags))
-                summaries.append(Summary(run, label, labels, _state(state), float(created)))
+                state, name, tags, jobs, done, failing, dead, created, updated = values
+                summary = Summary(
+                    run=run,
+                    name=name.decode() or None,
+                    tags=tuple(orjson.loads(tags)),
+                    state=_state(state),
+                    jobs=int(jobs),
+                    done=int(done),
+                    failing=int(failing),
+                    dead=int(dead),
+                    created_at=float(created),
+                    updated_at=float(updated),
+                    ended_at=float(ended) if ended else None,
+                )
+            summaries.append(summary)
         return summaries
+
+
+_LISTED = (
+    "ended",
+    "state",
+    "name",
+    "tags",
+    "jobs",
+    "done",
+    "failing",
+    "dead",
+    "created",
+    "updated",
+)
+
+
+def _execution(value: bytes) -> Execution:
+    """A field of ``:jobs``: "!generation info" of a job that has completed, else "starts time"."""
+    first, _, rest = value.partition(b" ")
+    if first.startswith(b"!"):
+        return Execution(info=rest)
+    return Execution(int(first), float(rest))
 
 
 def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:

@@ -32,7 +32,9 @@ from ..stores.base import (
     ENDED,
     Begun,
     Completed,
+    Execution,
     Failed,
+    Joins,
     Missing,
     MissingType,
     Record,
@@ -609,6 +611,176 @@ class StoreContract:
             reports = [step for each in answers for step in each if step]
             assert reports == ["1"], "each report is returned once, whoever settles last"
 
+    def test_a_step_is_settled_once(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 5)
+        first = _complete(store, "r", "1.0", settles=Settles("1", "1.0", 2))
+        assert first.settled == ""
+        last = _fail(store, "r", "1.1", settles=[Settles("1", "1.1", 2), Settles("0", "0", 9)])
+        assert last.settled == ("1",), "the last of width members, failed or not"
+        again = _complete(store, "r", "1.1", settles=Settles("1", "1.1", 2))
+        assert (again.fresh, again.settled) == (True, "")
+        quiet = _complete(store, "r", "2.0", token="me", settles=Settles("2", "2.0", 1))
+        assert (quiet.settled, quiet.report) == ("2", ""), "settled without a failure"
+        step = Settles("2", "2.0", 1)
+        assert _complete(store, "r", "2.0", token="me", settles=step).settled == "2", "told again"
+        assert _complete(store, "r", "2.0", token="other", settles=step).settled == ""
+
+    def test_each_step_is_settled_once_by_many(self, store: ResultStore) -> None:
+        stores, width = self._two(store), 16
+        store.create("r", b"", {}, width)
+
+        def work(member: int) -> str:
+            step = Settles("1", f"1.{member}", width)
+            return _complete(stores[member % 2], "r", f"1.{member}", settles=step).settled
+
+        answers = _at_once([_call(work, member) for member in range(width)])
+        assert sorted(answers)[-2:] == ["", "1"], "one call settles the last member"
+
+    # --- barriers -----------------------------------------------------------------------------
+
+    def test_a_barrier_opens_once(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 6)
+        joins = Joins("page 3", 3)
+        assert not _complete(store, "r", "1.0", joins=joins).joined
+        assert not _complete(store, "r", "1.0", joins=joins).joined, "each slot counts once"
+        assert not _complete(store, "r", "2.0", joins=Joins("page 4", 2)).joined
+        assert not _complete(store, "r", "1.1", joins=joins).joined
+        assert _complete(store, "r", "1.2", joins=joins).joined, "the call that makes it width"
+        assert _complete(store, "r", "1.2", joins=joins).joined, "and later ones of the address"
+        assert not _complete(store, "r", "1.1", joins=joins).joined
+
+    def test_a_barrier_belongs_to_its_generation(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 6)
+        joins = Joins("b", 2)
+        _complete(store, "r", "1.0", joins=joins)
+        assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
+        late = _complete(store, "r", "1.1", joins=joins, generation=0)
+        assert (late.fresh, late.joined) == (True, False), "only if generation is the run's"
+        done = _complete(store, "r", "1.0", joins=joins, generation=1)
+        assert (done.fresh, done.joined) == (False, False), "barriers are forgotten"
+        done = _complete(store, "r", "1.1", joins=joins, generation=1)
+        assert (done.fresh, done.joined) == (False, True), "counts slots that have a value already"
+
+    def test_one_of_many_opens_a_barrier(self, store: ResultStore) -> None:
+        stores, width = self._two(store), 16
+        store.create("r", b"", {}, width)
+        joins = Joins("b", width)
+        calls = [
+            _call(_complete, stores[i % 2], "r", f"1.{i}", joins=joins)
+            for i in range(width)
+            for _ in "ab"
+        ]
+        joined = _at_once(calls)
+        assert sum(done.joined and done.fresh for done in joined) <= 1
+        assert 1 <= sum(done.joined for done in joined) <= 2, "one address opens it"
+        again = [_complete(store, "r", f"1.{i}", joins=joins).joined for i in range(width)]
+        assert sum(again) == 1
+
+    # --- counters ------------------------------------------------------------------------------
+
+    def test_take(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 3)
+        assert [store.take("r", "1", "a", f"t{n}", 0) for n in range(3)] == [0, 1, 2]
+        assert store.take("r", "1", "b", "x", 0) == 3, "each number is taken once"
+        assert store.take("r", "1", "a", "t2", 0) == 2, "the same number for the same token"
+        assert store.take("r", "1", "b", "x", 0) == 3
+        assert store.take("r", "2", "a", "t2", 0) == 0, "each key counts for itself"
+        assert store.take("r", "1", "a", "y", 0) == 4
+        assert store.take("gone", "1", "a", "y", 0) == -1
+        assert store.take("r", "1", "a", "y", 1) == -1, "another generation"
+        assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
+        assert store.take("r", "1", "a", "y", 1) == 0, "counters are forgotten"
+        store.transition("r", [State.RUNNING], State.CANCELLED, 1)
+        assert store.take("r", "1", "a", "z", 1) == -1, "as begin says DROP"
+
+    def test_many_take_each_number_once(self, store: ResultStore) -> None:
+        stores = self._two(store)
+        store.create("r", b"", {}, 1)
+
+        def work(lane: int) -> list[int]:
+            own = stores[lane % 2]
+            return [own.take("r", "1", str(lane), f"{lane} {n}", 0) for n in range(5)]
+
+        taken = [number for each in _at_once([_call(work, i) for i in range(6)]) for number in each]
+        assert sorted(taken) == list(range(30))
+
+    # --- data -----------------------------------------------------------------------------------
+
+    def test_data(self, store: ResultStore) -> None:
+        assert store.data("gone") is None
+        store.create("none", b"", {}, 1)
+        assert store.data("none") == {}
+        odd = {f"k{number}": value for number, value in enumerate(ODD)}
+        odd |= {"": b"empty", "ü: \u2713\n": b"odd", "K0": b"case", "k0 ": b"blank"}
+        store.create("r", b"", {}, 5, data=odd)
+        assert store.data("r") == odd, "what create was given"
+        _complete(store, "r", "0", changes={"k0": b"changed", "k1": None, "new": b"", "no": None})
+        expected = {**odd, "k0": b"changed", "new": b""}
+        del expected["k1"]
+        assert store.data("r") == expected, "a key is set, or deleted where it is None"
+        _complete(store, "r", "0", changes={"k0": b"again"})
+        assert store.data("r") == expected, "with the value, and only then"
+        assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
+        assert store.data("r") == expected
+        _complete(store, "r", "1", changes={"k0": b"late"}, generation=0)
+        assert store.data("r") == {**expected, "k0": b"late"}
+        assert store.data("none") == {}
+        store.delete("r")
+        assert store.data("r") is None
+        store.create("r", b"", {}, 5)
+        assert store.data("r") == {}
+
+    def test_no_change_is_lost(self, store: ResultStore) -> None:
+        stores, writers = self._two(store), 12
+        store.create("r", b"", {}, writers, data={"shared": b"0"})
+
+        def work(number: int) -> None:
+            changes = {f"own {number}": b"%d" % number, "shared": b"%d" % number}
+            _complete(stores[number % 2], "r", f"1.{number}", changes=changes)
+
+        _at_once([_call(work, number) for number in range(writers)])
+        found = store.data("r") or {}
+        assert found.pop("shared") in {b"%d" % number for number in range(writers)}
+        assert found == {f"own {number}": b"%d" % number for number in range(writers)}
+
+    def test_large_data(self, store: ResultStore) -> None:
+        large = os.urandom(1 << 20)
+        store.create("r", b"", {}, 1, data={"large": large})
+        _complete(store, "r", "0", changes={"larger": large + large})
+        assert store.data("r") == {"large": large, "larger": large + large}
+
+    # --- executions -----------------------------------------------------------------------------
+
+    def test_executions(self, store: ResultStore) -> None:
+        assert store.executions("gone") == {}
+        store.create("r", b"", {}, 5)
+        assert store.executions("r") == {}
+        before = _read(store, "r").created_at
+        for address in ("0", "1.10", "2", "2"):
+            _begin(store, "r", address)
+        found = store.executions("r")
+        assert {at: each.starts for at, each in found.items()} == {"0": 1, "1.10": 1, "2": 2}
+        assert all(before <= (each.started_at or 0) < before + 300 for each in found.values())
+        assert all(each.info is None for each in found.values())
+        _complete(store, "r", "0", info=b"\xff info")
+        _complete(store, "r", "0", info=b"other")
+        _complete(store, "r", "3")
+        _fail(store, "r", "2")
+        store.hold("r", "1.10", b"held")
+        ran = {at: each for at, each in store.executions("r").items() if each != Execution()}
+        assert ran == {"0": Execution(info=b"\xff info"), "3": Execution(info=b"")}, (
+            "info is what complete was given with the result; an outcome forgets the starts"
+        )
+
+    def test_executions_of_an_older_generation(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 5)
+        _begin(store, "r", "0")
+        _begin(store, "r", "1")
+        _complete(store, "r", "0", info=b"info")
+        assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
+        ran = {at: each for at, each in store.executions("r").items() if each != Execution()}
+        assert ran == {"0": Execution(info=b"info")}, "starts are forgotten, what completed is not"
+
     # --- values -----------------------------------------------------------------------------
 
     def test_values_keeps_every_byte(self, store: ResultStore) -> None:
@@ -776,16 +948,48 @@ class StoreContract:
 
     def test_scan_tells_of_each_run(self, store: ResultStore) -> None:
         assert store.scan() == ([], "")
-        store.create("a", b"", {}, 1, name="näme: \u2713\n", tags=["x", "", "y z", "ü"])
-        store.create("b", b"", {}, 1)
+        tags = ["x", "", "y z", "ü"]
+        store.create("a", b"", {}, 9, jobs=7, name="näme: \u2713\n", tags=tags)
+        store.create("b", b"", {}, 5, jobs=4)
         store.create("c", b"", {}, 0)
+        _complete(store, "b", "0", job=False)
+        _fail(store, "b", "1")
+        _fail(store, "b", "2", final=True)
         found = {summary.run: summary for summary in _scan(store)}
-        created = {run: _read(store, run).created_at for run in found}
-        assert found == {
-            "a": Summary("a", "näme: \u2713\n", ("x", "", "y z", "ü"), State.RUNNING, created["a"]),
-            "b": Summary("b", None, (), State.RUNNING, created["b"]),
-            "c": Summary("c", None, (), State.SUCCEEDED, created["c"]),
-        }
+        for run, jobs, name, tags in (
+            ("a", 7, "näme: \u2713\n", ("x", "", "y z", "ü")),
+            ("b", 4, None, ()),
+            ("c", 0, None, ()),
+        ):
+            assert found.pop(run) == _summary(_read(store, run), jobs, name, tags)
+        assert not found
+
+    def test_scan_leaves_out_what_does_not_match(self, store: ResultStore) -> None:
+        for number in range(12):
+            name, tags = f"n{number % 2}", ["all", f"t{number % 3}"]
+            store.create(f"r{number}", b"", {}, 1, name=name, tags=tags)
+            if number % 4 == 0:
+                store.transition(f"r{number}", [State.RUNNING], State.CANCELLED, 0)
+
+        def found(**filters: Any) -> set[int]:
+            seen, cursor = [], ""
+            for _ in range(100):
+                page, cursor = store.scan(cursor, 5, **filters)
+                seen += [int(summary.run[1:]) for summary in page]
+                if not cursor:
+                    break
+            assert len(seen) == len(set(seen))
+            return set(seen)
+
+        everything = set(range(12))
+        assert found(state=State.CANCELLED) == {0, 4, 8}
+        assert found(state=State.RUNNING) == everything - {0, 4, 8}
+        assert found(state=State.FAILED) == set()
+        assert found(name="n1") == {1, 3, 5, 7, 9, 11}
+        assert found(tag="t2") == {2, 5, 8, 11}
+        assert found(tag="all") == everything
+        assert found(tag="t") == found(name="n") == set(), "a tag or name is matched as a whole"
+        assert found(state=State.CANCELLED, name="n0", tag="t1") == {4}
 
     def test_scan_goes_through_pages_newest_first(self, store: ResultStore) -> None:
         runs = [f"run {n}" if n % 2 else f"r:{n}" for n in range(23)]
@@ -895,6 +1099,63 @@ class StoreContract:
         expected = [State.SUCCEEDED, None, State.RUNNING, State.RUNNING, None]
         assert asyncio.run(waits()) == expected, "wait, without blocking the event loop"
 
+    def test_watch_tells_of_changes(self, store: ResultStore) -> None:
+        watcher, other = self._two(store)
+        store.create("r", b"", {}, 60)
+        told, stop = threading.Event(), threading.Event()
+
+        def watch() -> int:
+            for seen, _ in enumerate(watcher.watch("r"), 1):
+                told.set()
+                if stop.is_set():
+                    return seen
+            raise AssertionError("watch goes on until it is closed")
+
+        with ThreadPoolExecutor(1) as pool:
+            watching = pool.submit(watch)
+            assert told.wait(PROMPT), "watch yields at once"
+            try:
+                for number in range(3):
+                    told.clear()
+                    _complete(other, "r", str(number))
+                    assert told.wait(PROMPT), "watch yields when the run may have changed"
+            finally:
+                stop.set()
+                _complete(other, "r", "9")
+            assert watching.result(LONG) >= 4
+
+    def test_watch_async(self, store: ResultStore) -> None:
+        watcher, other = self._two(store)
+        store.create("r", b"", {}, 9)
+
+        async def watch() -> int:
+            seen = 0
+            async for _ in watcher.watch_async("r"):
+                seen += 1
+                if seen > 3:
+                    break
+                await asyncio.to_thread(_complete, other, "r", str(seen))
+            return seen
+
+        async def bounded() -> int:
+            return await asyncio.wait_for(watch(), LONG)
+
+        assert asyncio.run(bounded()) == 4
+
+    # --- upkeep ---------------------------------------------------------------------------------
+
+    def test_migrate_again_changes_nothing(self, store: ResultStore) -> None:
+        store.create("r", b"", {"0": b"page"}, 1)
+        store.migrate()
+        assert store.migrate() == [], "there is nothing left to do"
+        assert (store.page("r", "0"), _complete(store, "r", "0").succeeded) == (b"page", True)
+
+    def test_prune_leaves_what_lives(self, store: ResultStore) -> None:
+        for number in range(3):
+            store.create(f"r{number}", b"", {}, number)
+        store.prune()
+        assert len(_scan(store)) == 3, "only expired runs are deleted"
+
     # --- times to live ------------------------------------------------------------------------
 
     def test_a_run_is_kept_after_its_last_event(self) -> None:
@@ -904,6 +1165,7 @@ class StoreContract:
             "complete": lambda store, run: _complete(store, run, "0"),
             "fail": lambda store, run: _fail(store, run, "1", settles=[Settles("1", "1", 2)]),
             "hold": lambda store, run: store.hold(run, "2", b"held"),
+            "take": lambda store, run: store.take(run, "1", "lane", "token", 0),
             "resume": lambda store, run: store.transition(run, [State.RUNNING], State.RUNNING, 0),
         }
         for scale in (1, 2, 4, 8):  # a machine that is held up for long gets more time
@@ -931,6 +1193,7 @@ class StoreContract:
         for run in events:
             assert store.page(run, "0") is Missing, "a run that has expired is gone altogether"
             assert store.values(run, ["0"]) == [Missing]
+            assert (store.data(run), store.executions(run)) == (None, {})
             assert _begin(store, run, "0") is Verdict.DROP
             self._assert_clean(store, run)
         return True
@@ -947,6 +1210,9 @@ class StoreContract:
             for run, gone in _gone(store, ended, self.ttl).items():
                 assert gone - ended[run] > self.ttl * 0.9, f"{run} is kept for result_ttl"
             assert _scan(store) == []
+            assert store.prune(limit=1) <= 1
+            store.prune()
+            assert store.prune() == 0, "what has expired is deleted"
 
     def test_a_run_that_runs_again_is_kept_for_ttl(self) -> None:
         with self._opened(ttl=self.ttl * 3, result_ttl=self.ttl) as store:
@@ -1070,6 +1336,11 @@ class _Model:
     settled: dict[str, set[str]] = field(default_factory=dict)
     loud: set[str] = field(default_factory=set)
     reported: dict[str, str] = field(default_factory=dict)  # step -> the token that was told
+    full: dict[str, str] = field(default_factory=dict)
+    joined: set[str] = field(default_factory=set)
+    opener: str = ""
+    data: dict[str, bytes] = field(default_factory=dict)
+    infos: dict[str, bytes] = field(default_factory=dict)
     ended_by: str = ""
 
     def count(self, *, final: bool) -> int:
@@ -1083,21 +1354,41 @@ class _Model:
             return Begun(Verdict.DONE)
         if job.address in self.held:
             return Begun(Verdict.RUN, self.held[job.address])
+        if self.starts.get(job.address, 0) == limit:
+            return Begun(Verdict.GIVE_UP)
         self.starts[job.address] = self.starts.get(job.address, 0) + 1
-        return Begun(Verdict.GIVE_UP if self.starts[job.address] > limit else Verdict.RUN)
+        return Begun(Verdict.RUN)
 
     def complete(self, job: _Job, value: bytes, generation: int, token: str) -> Completed:
         fresh = job.slot not in self.results
         if fresh:
             self.record(job, value)
+            self.data["last"] = self.data[job.address] = value
+            self.infos[job.address] = value
+            self.data.pop("first", None)
             if self.remaining == 0 and self.state is State.RUNNING:
                 self.state, self.ended_by = State.SUCCEEDED, token
-        report = ""
-        if job.completes and generation == self.generation:
-            self.settle(job.completes)
-            report = job.completes.step if self.tells(job.completes, token) else ""
+        report = settled = ""
+        joined = False
+        if generation == self.generation:
+            if job.completes:
+                self.settle(job.completes)
+                report = job.completes.step if self.tells(job.completes, token) else ""
+                settled = job.completes.step if self.fills(job.completes, token) else ""
+            joined = self.join(job)
         succeeded = self.state is State.SUCCEEDED and self.ended_by == token
-        return Completed(self.remaining, fresh, succeeded, report)
+        return Completed(self.remaining, fresh, succeeded, report, settled, joined)
+
+    def join(self, job: _Job) -> bool:
+        self.joined.add(job.slot)
+        if len(self.joined) >= _JOINS.width and not self.opener:
+            self.opener = job.address
+        return self.opener == job.address
+
+    def fills(self, settles: Settles, token: str) -> bool:
+        if len(self.settled[settles.step]) < settles.width:
+            return False
+        return self.full.setdefault(settles.step, token) == token
 
     def record(self, job: _Job, value: bytes) -> None:
         self.results[job.slot] = value
@@ -1128,7 +1419,8 @@ class _Model:
             self.loud |= {settles.step} if settles.loud else set()
         died = self.state is State.FAILED and self.ended_by == token
         reports = [settles.step for settles in job.fails if self.tells(settles, token)]
-        return Failed(news, died, tuple(reports))
+        full = [settles.step for settles in job.fails if self.fills(settles, token)]
+        return Failed(news, died, tuple(reports), tuple(full))
 
     def settle(self, settles: Settles) -> None:
         self.settled.setdefault(settles.step, set()).add(settles.member)
@@ -1146,8 +1438,9 @@ class _Model:
             self.generation += 1
             for forgotten in (self.failures, self.finished, self.starts, self.settled):
                 forgotten.clear()
-            self.loud.clear()
-            self.reported.clear()
+            self.opener = ""
+            for forgotten in (self.loud, self.reported, self.full, self.joined):
+                forgotten.clear()
             self.state = State.RUNNING if self.remaining else State.SUCCEEDED
         return True
 
@@ -1186,6 +1479,7 @@ def _loud(step: str) -> Settles:
     return Settles(step, step, 1)
 
 
+_JOINS = Joins("barrier", 3)
 _BRANCH = Settles("1", "1.1", 2, loud=False)
 _JOBS = [
     _Job("0", "0", None, (_loud("0"),)),
@@ -1248,8 +1542,9 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
                 with pytest.raises(AlreadyEngaged):
                     store.create(run, b"other", {}, 0)
                 return
-            store.create(run, b"meta", {"0": b"page"}, len(_JOBS), name=run)
-            self.models[run] = _Model(b"meta", len(_JOBS))
+            data = {"first": b"1"}
+            store.create(run, b"meta", {"0": b"page"}, len(_JOBS), name=run, data=data)
+            self.models[run] = _Model(b"meta", len(_JOBS), data=data)
 
         @hypothesis.stateful.rule(run=runs, job=jobs, age=ages)
         def begin(self, run: str, job: _Job | None, age: int) -> None:
@@ -1273,6 +1568,9 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
                     token=token,
                     job=at.counts,
                     settles=at.completes,
+                    joins=_JOINS,
+                    changes={"last": value, at.address: value, "first": None},
+                    info=value,
                 )
                 model = self.models.get(run)
                 expected = Completed(-1)
@@ -1321,6 +1619,7 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
             store.hold(run, address, value)
             if model := self.models.get(run):
                 model.held[address] = value
+                model.starts.pop(address, None)
 
         @hypothesis.stateful.rule(
             run=runs,
@@ -1354,6 +1653,12 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
                 assert (record.ended_at is None) == (record.state is State.RUNNING)
                 results: list[bytes | MissingType] = [model.results.get(s, Missing) for s in slots]
                 assert store.values(run, slots) == results
+                assert store.data(run) == model.data
+                executions = store.executions(run)
+                starts = {at: each.starts for at, each in executions.items() if each.starts}
+                assert starts == model.starts
+                infos = {at: e.info for at, e in executions.items() if e.info is not None}
+                assert infos == model.infos
 
     return Machine
 
@@ -1394,6 +1699,23 @@ def _read(store: ResultStore, run: str) -> Record:
     return record
 
 
+def _summary(record: Record, jobs: int, name: str | None, tags: tuple[str, ...]) -> Summary:
+    """What `ResultStore.scan` tells of *record*."""
+    return Summary(
+        run=record.run,
+        name=name,
+        tags=tags,
+        state=record.state,
+        jobs=jobs,
+        done=record.done,
+        failing=record.failing,
+        dead=record.dead,
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+        ended_at=record.ended_at,
+    )
+
+
 def _counts(store: ResultStore, run: str) -> tuple[int, int, int]:
     """Done, failing, dead."""
     record = _read(store, run)
@@ -1426,8 +1748,7 @@ def _complete(
     slot: str = "",
     generation: int = 0,
     token: str = "",
-    job: bool = True,
-    settles: Settles | None = None,
+    **more: Any,
 ) -> Completed:
     token = token or uuid.uuid4().hex
     return store.complete(
@@ -1437,8 +1758,7 @@ def _complete(
         value,
         generation=generation,
         token=token,
-        job=job,
-        settles=settles,
+        **more,
     )
 
 
@@ -1480,6 +1800,9 @@ def _primitives(store: ResultStore) -> dict[str, Callable[[], Any]]:
         "hold": lambda: store.hold("r", "0", b""),
         "transition": lambda: store.transition("r", [State.RUNNING], State.CANCELLED, 0),
         "read": lambda: store.read("r"),
+        "take": lambda: store.take("r", "1", "lane", "token", 0),
+        "data": lambda: store.data("r"),
+        "executions": lambda: store.executions("r"),
         "scan": store.scan,
         "delete": lambda: store.delete("r"),
         "peek": lambda: store.peek("r"),

@@ -1,4 +1,4 @@
--- KEYS: record, pages, results, marks
+-- KEYS: record, pages, results, marks, jobs, data
 -- ARGV: address, slot, generation, limit, ttl ms, result ttl ms
 -- Returns the verdict (1 run, 2 done, 3 drop, 4 give up), or what is held for the address.
 local run = redis.call('HMGET', KEYS[1], 'state', 'gen')
@@ -10,8 +10,15 @@ if redis.call('HEXISTS', KEYS[3], ARGV[2]) == 1 then
 end
 local answer = redis.call('HGET', KEYS[4], 'held:' .. ARGV[1])
 if not answer then
-  local starts = redis.call('HINCRBY', KEYS[4], 'starts:' .. ARGV[1], 1)
-  answer = starts > tonumber(ARGV[4]) and 4 or 1
+  local known = redis.call('HGET', KEYS[5], ARGV[1])
+  local starts = known and tonumber(known:match('^%d+')) or 0
+  answer = 4
+  if starts < tonumber(ARGV[4]) then
+    answer = 1
+    local clock = redis.call('TIME')
+    local now = clock[1] .. '.' .. string.format('%06d', clock[2])
+    redis.call('HSET', KEYS[5], ARGV[1], starts + 1 .. ' ' .. now)
+  end
 end
 local ttl = run[1] == 'RUNNING' and ARGV[5] or ARGV[6]
 for _, key in ipairs(KEYS) do

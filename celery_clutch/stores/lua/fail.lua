@@ -1,7 +1,7 @@
--- KEYS: record, pages, results, marks
+-- KEYS: record, pages, results, marks, jobs, data
 -- ARGV: address, slot, failure, generation, token, attempt, final (1 or 0), ttl ms, result ttl ms,
---       channel, (step, member, width, loud (1 or 0))...
--- Returns {recorded, died, (1 or 0 to report each step)...}.
+--       channels, (step, member, width, loud (1 or 0))...
+-- Returns {recorded, died, (1 to report it + 2 if settled, for each step)...}.
 local run = redis.call('HMGET', KEYS[1], 'state', 'gen', 'ender')
 local state = run[1]
 if not state or run[2] ~= ARGV[4] then
@@ -19,7 +19,9 @@ if not known or tonumber(known) < code then
   local clock = redis.call('TIME')
   local now = clock[1] .. '.' .. string.format('%06d', clock[2])
   redis.call('HSET', KEYS[4], 'attempt:' .. address, code, 'failure:' .. address, ARGV[3])
-  redis.call('HDEL', KEYS[4], 'starts:' .. address)
+  if (redis.call('HGET', KEYS[5], address) or '!'):sub(1, 1) ~= '!' then
+    redis.call('HDEL', KEYS[5], address)
+  end
   redis.call('HSET', KEYS[1], 'updated', now)
   if redis.call('HEXISTS', KEYS[3], ARGV[2]) == 1 then
     redis.call('HSET', KEYS[4], 'finished:' .. address, '1')
@@ -31,12 +33,13 @@ if not known or tonumber(known) < code then
     if final and state == 'RUNNING' then
       state, answer[2] = 'FAILED', 1
       redis.call('HSET', KEYS[1], 'state', state, 'ended', now, 'ender', token)
-      redis.call('PUBLISH', ARGV[10], state)
+      redis.call('PUBLISH', ARGV[10] .. 'ended', state)
     end
   end
+  redis.call('PUBLISH', ARGV[10] .. 'changed', address)
 end
 for i = 11, #ARGV, 4 do
-  local step, report = ARGV[i], 0
+  local step, told = ARGV[i], 0
   if redis.call('HSETNX', KEYS[4], 'settled:' .. step .. '/' .. ARGV[i + 1], '1') == 1 then
     redis.call('HINCRBY', KEYS[4], 'settled:' .. step, 1)
   end
@@ -44,13 +47,15 @@ for i = 11, #ARGV, 4 do
     redis.call('HSET', KEYS[4], 'failed:' .. step, '1')
   end
   local marks = redis.call('HMGET', KEYS[4], 'settled:' .. step, 'failed:' .. step)
-  if marks[2] and tonumber(marks[1]) >= tonumber(ARGV[i + 2]) then
-    redis.call('HSETNX', KEYS[4], 'reported:' .. step, token)
-    if redis.call('HGET', KEYS[4], 'reported:' .. step) == token then
-      report = 1
+  if tonumber(marks[1]) >= tonumber(ARGV[i + 2]) then
+    redis.call('HSETNX', KEYS[4], 'full:' .. step, token)
+    told = redis.call('HGET', KEYS[4], 'full:' .. step) == token and 2 or 0
+    if marks[2] then
+      redis.call('HSETNX', KEYS[4], 'reported:' .. step, token)
+      told = told + (redis.call('HGET', KEYS[4], 'reported:' .. step) == token and 1 or 0)
     end
   end
-  answer[#answer + 1] = report
+  answer[#answer + 1] = told
 end
 local ttl = state == 'RUNNING' and ARGV[8] or ARGV[9]
 for _, key in ipairs(KEYS) do

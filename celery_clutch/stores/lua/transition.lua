@@ -1,5 +1,5 @@
--- KEYS: record, pages, results, marks
--- ARGV: target, generation, ttl ms, result ttl ms, channel, source...
+-- KEYS: record, pages, results, marks, jobs, data
+-- ARGV: target, generation, ttl ms, result ttl ms, channels, source...
 -- Returns 1 if the run moved.
 local run = redis.call('HMGET', KEYS[1], 'state', 'gen', 'left')
 if not run[1] or run[2] ~= ARGV[2] then
@@ -25,6 +25,12 @@ if state == 'RUNNING' then
       redis.call('HDEL', KEYS[4], mark)
     end
   end
+  local jobs = redis.call('HGETALL', KEYS[5])
+  for i = 1, #jobs, 2 do
+    if jobs[i + 1]:sub(1, 1) ~= '!' then
+      redis.call('HDEL', KEYS[5], jobs[i])
+    end
+  end
   if run[3] == '0' then
     state = 'SUCCEEDED'
   end
@@ -32,8 +38,9 @@ end
 redis.call('HSET', KEYS[1], 'state', state, 'updated', now)
 if state ~= 'RUNNING' then
   redis.call('HSET', KEYS[1], 'ended', now)
-  redis.call('PUBLISH', ARGV[5], state)
+  redis.call('PUBLISH', ARGV[5] .. 'ended', state)
 end
+redis.call('PUBLISH', ARGV[5] .. 'changed', state)
 local ttl = state == 'RUNNING' and ARGV[3] or ARGV[4]
 for _, key in ipairs(KEYS) do
   redis.call('PEXPIRE', key, ttl)
