@@ -9,6 +9,7 @@ from .builder import Clutch, parallel, series
 from .errors import ClutchError
 from .hookspecs import hookimpl
 from .result import ClutchResult
+from .sequence import Sequence
 from .status import Failure, Progress, State, Status
 from .stores.base import ResultStore
 from .task import ClutchTask, previous_results
@@ -21,6 +22,7 @@ __all__ = [
     "Failure",
     "Progress",
     "ResultStore",
+    "Sequence",
     "State",
     "Status",
     "hookimpl",

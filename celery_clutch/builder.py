@@ -12,7 +12,15 @@ from celery.canvas import Signature, chunks
 from celery.utils.functional import maybe_list
 
 from . import canvas, compat, plan, record
-from .errors import BuildError, InvalidName, InvalidParent, InvalidStep, PlanTooDeep
+from .codec import encode_data
+from .errors import (
+    BuildError,
+    InvalidName,
+    InvalidParent,
+    InvalidStep,
+    NonJSONData,
+    PlanTooDeep,
+)
 from .plan import Job, Node, Parallel, Scope, Series
 from .plugins import runtime
 from .result import ClutchResult
@@ -29,8 +37,9 @@ _SENT = frozenset(
 class Clutch:
     """Celery tasks composed into series and parallels.
 
-    A step is a signature, a task, a tuple ``(task, *args)``, or another clutch. Celery's options of
-    a signature are kept; the clutch's queue goes before every job's and every handler's own.
+    A step is a signature, a task, a tuple ``(task, *args)``, another clutch or a `Sequence`.
+    Celery's options of a signature are kept; the clutch's queue goes before every job's and every
+    handler's own.
 
     Args:
         steps: the first steps.
@@ -40,6 +49,8 @@ class Clutch:
             when all members of the step have completed or failed for the first time.
         on_success: sent once, when every job has a result.
         on_death: sent once, when a job has exhausted its retries.
+        data: what the jobs of the run share, JSON values by string; see `ClutchTask.data`. With
+            ``parent``, the run has data of its own, unless it is given ``data=self.data``.
         id: of the run, instead of a generated one; letters, digits and ``_.:@+=/~-``, at most 200.
         tags: for people and for filters.
         parent: ``self`` of the running job that the clutch is nested in. It starts when that job
@@ -58,6 +69,7 @@ class Clutch:
         on_failure: Any = None,
         on_success: Any = None,
         on_death: Any = None,
+        data: Mapping[str, Any] | None = None,
         id: str | None = None,
         tags: Iterable[str] = (),
         parent: Any = None,
@@ -68,12 +80,14 @@ class Clutch:
         self.on_failure = on_failure
         self.on_success = on_success
         self.on_death = on_death
+        self.data = data
         self.id = id
         self.tags = tuple(tags) if _is_iterable(tags) else tags
         self.parent = parent
         self._app = app
         # The steps collected by the clutch itself and by each block that is open.
         self._open: list[list[Node]] = [[]]
+        self._inner_data: dict[str, Any] = {}  # of the clutches that are steps of this one
         for step in steps:
             self << step
 
@@ -133,6 +147,7 @@ class Clutch:
         if len(self._open) > 1:
             raise BuildError("clear() inside an open parallel() or series() block")
         self._open = [[]]
+        self._inner_data = {}
         return self
 
     @property
@@ -160,7 +175,8 @@ class Clutch:
 
         Raises:
             AlreadyEngaged: a run with the clutch's ``id`` exists.
-            NonJSONArgument: an argument JSON cannot carry; nothing was sent.
+            NonJSONArgument, NonJSONData: an argument, or data, that JSON cannot carry; nothing was
+                sent.
             ChordUnsupported: the result backend cannot do chords; nothing was sent.
             StoreUnavailable: the store cannot be reached; nothing was sent.
             ConfigurationError: there is no store, or it is unknown.
@@ -177,8 +193,13 @@ class Clutch:
         root, parent = self.plan, None
         if attempt is not None:
             root, parent = _nested_in(attempt, root)
-        prepared = canvas.prepare(self.app, root, run=run, name=name, tags=tags, parent=parent)
+        shares = attempt is not None and self.data is attempt.data
+        data = {} if shares else self._encoded_data()
+        prepared = canvas.prepare(
+            self.app, root, run=run, name=name, tags=tags, parent=parent, data=data
+        )
         if attempt is not None:
+            prepared.shares = shares
             attempt.nested.append(prepared)
         else:
             canvas.launch(prepared, options)
@@ -204,6 +225,16 @@ class Clutch:
 
     # --- private --------------------------------------------------------------------------
 
+    def _all_data(self) -> dict[str, Any]:
+        """The clutch's data, and that of the clutches in it."""
+        if self.data is not None and not isinstance(self.data, Mapping):
+            raise NonJSONData(f"data is a mapping of JSON values, not {_describe(self.data)}")
+        return {**self._inner_data, **(self.data or {})}
+
+    def _encoded_data(self) -> dict[str, bytes]:
+        data = self._all_data()
+        return encode_data(data, runtime(self.app).settings.max_result_bytes) if data else {}
+
     @contextmanager
     def _block(self) -> Iterator[list[Node]]:
         nodes: list[Node] = []
@@ -214,9 +245,12 @@ class Clutch:
             self._open.pop()
 
     def _node(self, step: Any) -> Node:
+        if (compose := getattr(step, "__clutch__", None)) is not None:  # a Sequence
+            step = compose()
         if isinstance(step, Clutch):
             if len(step._open) > 1:
                 raise BuildError("a clutch with an open block cannot be a step")
+            self._take_data(step)
             if self._app is None:
                 self._app = step._app
             node: Node = step.plan
@@ -228,7 +262,7 @@ class Clutch:
             step = step.s()
         if not isinstance(step, Signature):
             raise InvalidStep(
-                "a step is a signature, a task, a tuple (task, *args) or a clutch, not "
+                "a step is a signature, a task, a tuple (task, *args), a clutch or a sequence, not "
                 f"{_describe(step)}"
             )
         if self._app is None:
@@ -236,6 +270,15 @@ class Clutch:
         if _is_canvas(step):
             return self._canvas(step)
         return _job(step, self._app, {}, prepend=False)
+
+    def _take_data(self, step: Clutch) -> None:
+        """Let the data of a clutch that is a step be this one's: a run has one set of data."""
+        for key, value in step._all_data().items():
+            if self._inner_data.setdefault(key, value) != value:
+                raise BuildError(
+                    f"two clutches in one have different data[{key!r}], and a run has one set of "
+                    "data: give them different keys, or nest one with parent=self in a job"
+                )
 
     def _canvas(self, sig: Signature) -> Node:
         try:
@@ -294,7 +337,7 @@ def _listed(steps: tuple[Any, ...]) -> Iterable[Any]:
         return steps
     (only,) = steps
     is_call = isinstance(only, tuple) and only and isinstance(only[0], Task)
-    is_step = isinstance(only, (Mapping, Clutch, Task, str)) or is_call
+    is_step = isinstance(only, (Mapping, Clutch, Task, str, type)) or is_call
     return only if isinstance(only, Iterable) and not is_step else steps
 
 

@@ -17,6 +17,7 @@ from celery.exceptions import NotRegistered, Retry
 from kombu.utils.uuid import uuid
 
 from . import codec, compat, dispatch, pages, plan
+from .data import difference
 from .errors import ChordUnsupported, MissingResult, NonJSONArgument
 from .header import NAME, Header
 from .pages import CloseItem, Expand, Item, JobItem, Pages, ParallelItem
@@ -33,6 +34,8 @@ ON_ERROR = "celery_clutch.on_error"
 
 PLAN = "plan"
 """The key under which the whole plan is stored beside its pages."""
+DATA = "data"
+"""The key under which a nested run keeps the shared data as it was at its start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,19 @@ def drop_own_errbacks(request: Any) -> None:
     ]
 
 
+def shared_changes(store: ResultStore, run: str) -> dict[str, bytes | None]:
+    """What the nested *run* has changed of the data it shares with the run around it.
+
+    Raises:
+        MissingResult: the nested run is gone.
+    """
+    before = store.patiently(store.page, run, DATA)
+    after = store.patiently(store.data, run)
+    if before is Missing or after is None:
+        raise MissingResult(f"the data of the nested run {run} is not in the store")
+    return difference({key: value.encode() for key, value in orjson.loads(before).items()}, after)
+
+
 def previous_value(store: ResultStore, header: Header) -> Any:
     """What Celery would prepend: the previous result, or a list of them after a parallel step."""
     values = previous_values(store, header)
@@ -226,6 +242,8 @@ class Prepared:
     meta: Meta
     cut: Pages
     encoded: dict[str, bytes]
+    data: Mapping[str, bytes] = field(default_factory=dict)
+    shares: bool = False
 
     def create(self) -> None:
         """Store it.
@@ -238,9 +256,16 @@ class Prepared:
             self.meta.dumps(),
             self.encoded,
             self.cut.units,
+            jobs=self.cut.jobs,
             name=self.meta.name,
             tags=self.meta.tags,
+            data=self.data,
         )
+
+    def share(self, data: Mapping[str, bytes]) -> None:
+        """Start with the *data* of the run around, and remember it, to tell what was changed."""
+        self.data = data
+        self.encoded[DATA] = orjson.dumps({key: value.decode() for key, value in data.items()})
 
     def canvas(self) -> Signature:
         """What starts the run: its first page where that is small, else one `expand` of it."""
@@ -259,6 +284,7 @@ def prepare(
     name: str | None = None,
     tags: tuple[str, ...] = (),
     parent: Parent | None = None,
+    data: Mapping[str, bytes] | None = None,
 ) -> Prepared:
     """Cut and encode *root*; nothing is stored or sent.
 
@@ -279,7 +305,7 @@ def prepare(
             _explain(items)
             raise
     encoded[PLAN] = pages.compress(plan.dumps(root))
-    return Prepared(app, run or uuid(), meta, cut, encoded)
+    return Prepared(app, run or uuid(), meta, cut, encoded, data or {})
 
 
 def root_canvas(compiler: Compiler, meta: Meta) -> Signature:

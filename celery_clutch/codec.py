@@ -17,7 +17,7 @@ from uuid import UUID
 import orjson
 from kombu.utils import json as kombu_json
 
-from .errors import CorruptRecord, NonJSONArgument, NonJSONResult, ResultTooLarge
+from .errors import CorruptRecord, NonJSONArgument, NonJSONData, NonJSONResult, ResultTooLarge
 
 _ARGUMENTS = (
     orjson.OPT_PASSTHROUGH_DATETIME
@@ -37,14 +37,12 @@ def encode_result(value: Any, where: str, limit: int) -> bytes:
             infinities, integers beyond 64 bits, keys that are not strings, lone surrogates.
         ResultTooLarge: with the size and the *limit*, in bytes.
     """
-    try:
-        data = orjson.dumps(value)
-    except TypeError as exc:  # orjson.JSONEncodeError is a TypeError
-        path, problem = _offender(value) or ("$", str(exc))
-        raise NonJSONResult(_not_json(where, path, problem)) from None
-    # orjson writes NaN and the infinities as null: the one change it makes without a word.
-    if b"null" in data and (found := _non_finite(value)):
-        raise NonJSONResult(_not_json(where, *found))
+    data, problem = _encode(value)
+    if problem:
+        path, what = problem
+        raise NonJSONResult(
+            f"job {where} returned something JSON cannot represent at {path}: {what}"
+        )
     if len(data) > limit:
         raise ResultTooLarge(
             f"job {where} returned {len(data):,} bytes of JSON; the limit is {limit:,} "
@@ -53,8 +51,48 @@ def encode_result(value: Any, where: str, limit: int) -> bytes:
     return data
 
 
+def encode_data(values: Mapping[Any, Any], limit: int) -> dict[str, bytes]:
+    """Encode shared data, key by key.
+
+    Raises:
+        NonJSONData: naming the key, and the path of the first offending value in it.
+        ResultTooLarge: with the key, its size and the *limit*, in bytes.
+    """
+    return {key: encode_datum(key, value, limit) for key, value in values.items()}
+
+
+def encode_datum(key: Any, value: Any, limit: int) -> bytes:
+    """Encode the value of one *key* of the shared data; see `encode_data`."""
+    try:
+        key.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise NonJSONData(
+            f"keys of the data are strings that UTF-8 can carry, not {key!r}"
+        ) from None
+    data, problem = _encode(value)
+    if problem:
+        path, what = problem
+        raise NonJSONData(f"data[{key!r}] cannot be represented by JSON at {path}: {what}")
+    if len(data) > limit:
+        raise ResultTooLarge(
+            f"data[{key!r}] is {len(data):,} bytes of JSON; the limit is {limit:,} "
+            "(clutch_max_result_bytes). Store the value elsewhere and keep a reference to it."
+        )
+    return data
+
+
+def _encode(value: Any) -> tuple[bytes, tuple[str, str] | None]:
+    """*value* as JSON, or the path of what JSON cannot represent in it, and why."""
+    try:
+        data = orjson.dumps(value)
+    except TypeError as exc:  # orjson.JSONEncodeError is a TypeError
+        return b"", _offender(value) or ("$", str(exc))
+    # orjson writes NaN and the infinities as null: the one change it makes without a word.
+    return data, _non_finite(value) if b"null" in data else None
+
+
 def decode_result(data: bytes) -> Any:
-    """The value that `encode_result` wrote."""
+    """The value that `encode_result` or `encode_datum` wrote."""
     try:
         return orjson.loads(data)
     except ValueError as exc:
@@ -154,10 +192,6 @@ def _default(value: Any) -> Any:
     if isinstance(value, float):
         return float(value)
     return _FALLBACK.default(value)
-
-
-def _not_json(where: str, path: str, problem: str) -> str:
-    return f"job {where} returned something JSON cannot represent at {path}: {problem}"
 
 
 def _children(value: Any, path: str) -> Iterator[tuple[Any, str]]:

@@ -7,6 +7,7 @@
     │   ├── InvalidStep        not a signature, a task, (task, *args) or a clutch (also TypeError)
     │   ├── InvalidParent      ``parent=`` is not a running ClutchTask (also TypeError)
     │   ├── InvalidName        an id, name or tag too long or with odd characters (also ValueError)
+    │   ├── InvalidSequence    a `Sequence` class that is not as it has to be (also TypeError)
     │   ├── PlanTooDeep        nested further than a plan may be
     │   └── NonJSONArgument    an argument or option that JSON cannot carry (also TypeError)
     ├── ConfigurationError     the app cannot run clutches as it is set up
@@ -20,6 +21,7 @@
     │   └── CorruptRecord      what the store holds is not what celery-clutch wrote
     ├── ResultError
     │   ├── NonJSONResult      a job returned what JSON cannot represent (also TypeError)
+    │   ├── NonJSONData        shared data that JSON cannot represent (also TypeError)
     │   ├── ResultTooLarge     a job returned over ``clutch_max_result_bytes`` (also ValueError)
     │   └── MissingResult      a result that should be in the store is not there (also LookupError)
     ├── JobLost                a job ended without an outcome (ignored, given up, its worker gone)
@@ -60,6 +62,10 @@ class InvalidParent(BuildError, TypeError):
 
 class InvalidName(BuildError, ValueError):
     """An id, name or tag has characters, or a length, that are not allowed."""
+
+
+class InvalidSequence(BuildError, TypeError):
+    """A `Sequence` class is not as it has to be."""
 
 
 class PlanTooDeep(BuildError):
@@ -114,8 +120,12 @@ class NonJSONResult(ResultError, TypeError):
     """A job returned a value that JSON cannot represent."""
 
 
+class NonJSONData(ResultError, TypeError):
+    """A value or key of the shared data cannot be represented by JSON."""
+
+
 class ResultTooLarge(ResultError, ValueError):
-    """A job returned a value larger than ``clutch_max_result_bytes``."""
+    """A result, or a value of the shared data, is larger than ``clutch_max_result_bytes``."""
 
 
 class MissingResult(ResultError, LookupError):

@@ -35,6 +35,58 @@ class Parent:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What a job that has returned puts away until it completes.
+
+    Attributes:
+        value: its result, as JSON.
+        runs: the clutches nested in it, which it waits for.
+        shared: those of them that share its run's data.
+        changes: its changes to that data.
+        info: see `execution_info`.
+    """
+
+    value: bytes = b""
+    runs: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    changes: Mapping[str, bytes | None] = field(default_factory=dict)
+    info: bytes = b""
+
+    def dumps(self) -> bytes:
+        """As a line of JSON, and the value."""
+        head = {
+            "runs": self.runs,
+            "shared": self.shared,
+            "changes": {key: value and value.decode() for key, value in self.changes.items()},
+            "info": self.info.decode(),
+        }
+        return orjson.dumps(head) + b"\n" + self.value
+
+    @classmethod
+    def loads(cls, data: bytes) -> Held:
+        """What `dumps` wrote."""
+        first, _, value = data.partition(b"\n")
+        try:
+            head = orjson.loads(first)
+            changes = {
+                key: None if changed is None else changed.encode()
+                for key, changed in head["changes"].items()
+            }
+            runs, shared = tuple(head["runs"]), tuple(head["shared"])
+            return cls(value, runs, shared, changes, head["info"].encode())
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise CorruptRecord(f"what a job holds cannot be read: {exc!r}") from None
+
+
+def execution_info(attempt: int, start: float, seconds: float) -> bytes:
+    """What is kept of the execution that gave a job its result, as JSON.
+
+    *start* is in seconds since the epoch, by the worker's clock.
+    """
+    return orjson.dumps({"attempt": attempt, "start": start, "seconds": round(seconds, 6)})
+
+
+@dataclass(frozen=True, slots=True)
 class Meta:
     """What does not change while a run runs."""
 

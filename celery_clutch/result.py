@@ -125,6 +125,13 @@ class ClutchResult:
             raise CorruptRecord(f"the plan of run {self.id} is not a series")
         return node
 
+    def data(self) -> dict[str, Any]:
+        """The data that the jobs of the run share, as the last job to complete has left it."""
+        found = self._store.data(self.id)
+        if found is None:
+            self._not_found()
+        return {key: codec.decode_result(value) for key, value in found.items()}
+
     # --- steering -------------------------------------------------------------------------
 
     def cancel(self) -> bool:
@@ -253,9 +260,7 @@ def _locate(root: plan.Series, address: str) -> tuple[str, str, plan.Node]:
 
 
 def _held_runs(found: Record) -> list[str]:
-    return [
-        run for held in found.held.values() for run in codec.decode_result(held.partition(b"\n")[0])
-    ]
+    return [run for held in found.held.values() for run in record.Held.loads(held).runs]
 
 
 def _decode(values: Sequence[Any], state: State, run: str) -> list[Any]:

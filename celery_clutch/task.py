@@ -21,6 +21,7 @@ from celery import Celery, Task, chord
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 
 from . import canvas, codec, compat, dispatch, pages, record
+from .data import Data
 from .errors import AlreadyEngaged, JobLost, NestedClutchFailed, StoreUnavailable
 from .header import NAME, Header
 from .pages import Expand
@@ -52,6 +53,9 @@ class Attempt:
         self.nested: list[canvas.Prepared] = []
         self.replaced = False
         self.previous: list[Any] | None = None
+        self.started = time.time()
+        self._clock = time.perf_counter()
+        self._data: Data | None = None
 
     @property
     def store(self) -> ResultStore:
@@ -61,6 +65,30 @@ class Attempt:
     def number(self) -> int:
         """The attempt, counted from 1."""
         return int(getattr(self.request, "retries", 0) or 0) + 1
+
+    @property
+    def data(self) -> Data:
+        """The data of the run, read once."""
+        if self._data is None:
+            self._data = Data(self._load_data, self.runtime.settings.max_result_bytes)
+        return self._data
+
+    def _load_data(self) -> dict[str, bytes]:
+        return self.store.patiently(self.store.data, self.header.run) or {}
+
+    def outcome(self, value: Any) -> record.Held:
+        """What the job has returned, and what it has changed.
+
+        Raises:
+            NonJSONResult, NonJSONData, ResultTooLarge: it cannot be stored.
+        """
+        return record.Held(
+            b"" if self.replaced else self.encode(value),
+            changes=self._data.changes() if self._data is not None else {},
+            info=record.execution_info(
+                self.number, self.started, time.perf_counter() - self._clock
+            ),
+        )
 
     def begin(self) -> Begun:
         header = self.header
@@ -72,19 +100,21 @@ class Attempt:
     def encode(self, value: Any) -> bytes:
         return codec.encode_result(value, self.header.at, self.runtime.settings.max_result_bytes)
 
-    def complete(self, value: bytes) -> Completed:
-        """Record *value*, and send the handlers that are due."""
+    def complete(self, outcome: record.Held) -> Completed:
+        """Record *outcome*, and send the handlers that are due."""
         header = self.header
         done = self.store.patiently(
             self.store.complete,
             header.run,
             header.at,
             header.slot,
-            value,
+            outcome.value,
             generation=header.generation,
             token=self.token,
             job=not header.close,
             settles=header.settled_by_completion(),
+            changes=outcome.changes,
+            info=outcome.info,
         )
         if done.report:
             report(self.app, header.run, done.report)
@@ -249,6 +279,22 @@ class ClutchTask(Task):
         attempt = _attempt(self)
         return _iterate(attempt, chunk) if attempt else iter(())
 
+    @property
+    def data(self) -> Data:
+        """The data that the jobs of the run share: a mutable mapping of JSON values by string.
+
+        What a job changes, inside nested values too, is saved with its result, in one step, and
+        only if the job succeeds. Jobs that run side by side do not see each other's changes; theirs
+        are merged key by key, and of one key the last to complete wins. Empty outside a run; what
+        is changed there is kept nowhere.
+
+        Raises:
+            NonJSONData, ResultTooLarge: at the end of the job, which fails, where a value that it
+                has changed cannot be stored.
+        """
+        attempt = _attempt(self)
+        return attempt.data if attempt else Data(dict, 0)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         request = self.request
         header = Header.of(request)
@@ -296,6 +342,10 @@ class ClutchTask(Task):
         data = attempt.header.to_dict()
         canvas.drop_own_errbacks(self.request)
         sig.link_error(self.app.signature(canvas.on_error(data)))
+        if changes := attempt.data.changes():
+            held = record.Held(changes=changes)  # for collect, which completes the job
+            store, header = attempt.store, attempt.header
+            store.patiently(store.hold, header.run, header.at, held.dumps())
         compiler = canvas.Compiler(self.app, attempt.header.run, attempt.header.generation)
         collect = compiler.internal(
             canvas.COLLECT,
@@ -319,24 +369,25 @@ class ClutchTask(Task):
             return dispatch.follow(self)
         if begun.verdict is Verdict.GIVE_UP:
             raise self._given_up(attempt)
-        if begun.held is not None:
-            return self._wait_for_nested(attempt, *_unpack_held(begun.held))
-        value, data = self._run(attempt, args, kwargs)
+        held = record.Held.loads(begun.held) if begun.held is not None else None
+        if held and held.runs:
+            return self._wait_for_nested(attempt, held)
+        value, outcome = self._run(attempt, args, kwargs)
         if attempt.replaced:  # only an eager replace returns; the value has been collected
             return None
         if attempt.nested:
-            return self._start_nested(attempt, data)
-        attempt.complete(data)
+            return self._start_nested(attempt, outcome)
+        attempt.complete(outcome)
         dispatch.follow(self)
         # Celery hands the value to the task's own links; nothing else needs it.
         return value if self.request.callbacks else None
 
-    def _run(self, attempt: Attempt, args: Any, kwargs: Any) -> tuple[Any, bytes]:
+    def _run(self, attempt: Attempt, args: Any, kwargs: Any) -> tuple[Any, record.Held]:
         try:
             if attempt.header.prepend:
                 args = (canvas.previous_value(attempt.store, attempt.header), *args[1:])
             value = self.run(*args, **kwargs)
-            return value, b"" if attempt.replaced else attempt.encode(value)
+            return value, attempt.outcome(value)
         except Retry as exc:
             cause = exc.exc if isinstance(exc.exc, BaseException) else exc
             try:
@@ -375,40 +426,45 @@ class ClutchTask(Task):
         attempt.fail(exc, final=True)
         return exc
 
-    def _start_nested(self, attempt: Attempt, data: bytes) -> Any:
+    def _start_nested(self, attempt: Attempt, outcome: record.Held) -> Any:
         """Store the clutches that the job has engaged, and let it wait for them."""
         header = attempt.header
         try:
             for nested in attempt.nested:
+                if nested.shares:
+                    nested.share(attempt.data.encoded())
                 nested.create()
         except AlreadyEngaged as exc:
             attempt.fail(exc, final=True)
             raise
-        runs = [nested.run for nested in attempt.nested]
-        held = orjson.dumps(runs) + b"\n" + data
-        attempt.store.patiently(attempt.store.hold, header.run, header.at, held)
+        held = replace(
+            outcome,
+            runs=tuple(nested.run for nested in attempt.nested),
+            shared=tuple(nested.run for nested in attempt.nested if nested.shares),
+        )
+        attempt.store.patiently(attempt.store.hold, header.run, header.at, held.dumps())
         if getattr(self.request, "is_eager", False):
             for nested in attempt.nested:
                 compiler = canvas.Compiler(self.app, nested.run, 0)
                 canvas.run_eagerly(compiler, nested.cut.pages[pages.ROOT])
-            return self._settle_eagerly(attempt, runs, data)
+            return self._settle_eagerly(attempt, held)
         left = [nested.canvas() for nested in attempt.nested if nested.meta.jobs]
-        return self._wait_for(left, attempt, data)
+        return self._wait_for(left, attempt, held)
 
-    def _wait_for_nested(self, attempt: Attempt, runs: list[str], data: bytes) -> Any:
-        """The job has returned before, and waits for *runs*: send again what is left of them."""
-        reopened = [reopen(self.app, run) for run in runs]
+    def _wait_for_nested(self, attempt: Attempt, held: record.Held) -> Any:
+        """The job has returned before, and waits for nested runs: send what is left of them."""
+        reopened = [reopen(self.app, run) for run in held.runs]
         left = [each for each in reopened if each is not None]
         if getattr(self.request, "is_eager", False):
             for compiler, _ in left:
                 canvas.run_eagerly(compiler, [Expand(pages.ROOT)])
-            return self._settle_eagerly(attempt, runs, data)
-        return self._wait_for([canvas.root_canvas(*each) for each in left], attempt, data)
+            return self._settle_eagerly(attempt, held)
+        return self._wait_for([canvas.root_canvas(*each) for each in left], attempt, held)
 
-    def _wait_for(self, nested: list[Any], attempt: Attempt, data: bytes) -> Any:
+    def _wait_for(self, nested: list[Any], attempt: Attempt, held: record.Held) -> Any:
         """Replace the job by the canvases of *nested* and what completes it behind them."""
         if not nested:
-            attempt.complete(data)
+            complete_held(attempt, held)
             return dispatch.follow(self)
         compiler = canvas.Compiler(self.app, attempt.header.run, attempt.header.generation)
         counted = bool(self.request.chord)
@@ -419,10 +475,10 @@ class ClutchTask(Task):
             return dispatch.replace(self, dispatch.followed(nested[0], [*nested[1:], settle]))
         return dispatch.replace(self, chord(nested, settle, app=self.app))
 
-    def _settle_eagerly(self, attempt: Attempt, runs: list[str], data: bytes) -> None:
-        peeked = [attempt.store.peek(run) for run in runs]
+    def _settle_eagerly(self, attempt: Attempt, held: record.Held) -> None:
+        peeked = [attempt.store.peek(run) for run in held.runs]
         if all(each is not None and each[0] is State.SUCCEEDED for each in peeked):
-            attempt.complete(data)
+            complete_held(attempt, held)
 
     def _queue(self) -> str | None:
         info = self.request.delivery_info or {}
@@ -441,6 +497,18 @@ class ClutchTask(Task):
         ).apply_async()
         logger.warning("job %s of run %s is put off: %s", header.at, header.run, exc)
         raise Ignore(str(exc)) from exc
+
+
+def complete_held(attempt: Attempt, held: record.Held) -> None:
+    """Complete a job with what it was holding, and with what nested runs changed of its data.
+
+    Raises:
+        MissingResult: a nested run that shares the data is gone.
+    """
+    changes = dict(held.changes)
+    for run in held.shared:
+        changes.update(canvas.shared_changes(attempt.store, run))
+    attempt.complete(replace(held, changes=changes))
 
 
 def reopen(app: Celery, run: str) -> tuple[canvas.Compiler, record.Meta] | None:
@@ -499,11 +567,6 @@ def _is_stop(exc: SystemExit) -> bool:
     """
     signalled = isinstance(exc.code, int) and -256 < exc.code <= -192
     return signalled or isinstance(exc, (WorkerShutdown, WorkerTerminate))
-
-
-def _unpack_held(held: bytes) -> tuple[list[str], bytes]:
-    runs, _, data = held.partition(b"\n")
-    return orjson.loads(runs), data
 
 
 def _lost(attempt: Attempt, what: str, exc: BaseException) -> JobLost:

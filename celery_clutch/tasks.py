@@ -21,12 +21,19 @@ from celery.exceptions import (
 )
 
 from . import canvas, codec, compat, dispatch, pages
-from .errors import ConfigurationError, NestedClutchFailed, StoreUnavailable
+from .errors import (
+    ConfigurationError,
+    CorruptRecord,
+    MissingResult,
+    NestedClutchFailed,
+    StoreUnavailable,
+)
 from .header import NAME, Header
 from .plugins import runtime
+from .record import Held
 from .status import State
-from .stores.base import Verdict
-from .task import Attempt, ClutchTask, announce, describe, fail
+from .stores.base import Begun, Verdict
+from .task import Attempt, ClutchTask, announce, complete_held, describe, fail
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +56,16 @@ class InternalTask(Task):
         return Attempt(self.app, header, self.request, self.name)
 
 
-def _starts(attempt: Attempt) -> bool:
-    """Whether to go on: False when it is done already.
+def _begin(attempt: Attempt) -> Begun | None:
+    """What the store says; None when it is done already.
 
     Raises:
         Ignore: the message is of an older generation, or its run was cancelled.
     """
-    verdict = attempt.begin().verdict
-    if verdict is Verdict.DROP:
+    begun = attempt.begin()
+    if begun.verdict is Verdict.DROP:
         raise Ignore(f"run {attempt.header.run} was cancelled, resumed or forgotten")
-    return verdict is not Verdict.DONE
+    return None if begun.verdict is Verdict.DONE else begun
 
 
 @shared_task(name=canvas.EXPAND, base=InternalTask, bind=True)
@@ -90,14 +97,14 @@ def close(self: InternalTask, scope: str | None = None) -> None:
     if Header.of(self.request) is None:
         return
     attempt = self.attempt()
-    if not _starts(attempt):
+    if not _begin(attempt):
         return
     data = b"null"
     if attempt.header.previous:
         slots, _ = pages.expand_slots(attempt.header.previous)
         values = canvas.read_raw(attempt.store, attempt.header.run, slots)
         data = b"[" + b",".join(values) + b"]"
-    done = attempt.complete(data)
+    done = attempt.complete(Held(data))
     if scope is not None and done.fresh:
         announce(self.app, attempt.header.run, "on_success", scope)
 
@@ -106,14 +113,16 @@ def close(self: InternalTask, scope: str | None = None) -> None:
 def collect(self: InternalTask, value: Any = None) -> Any:
     """Stash what the task before returned: one that is not a ClutchTask, or a replacement."""
     attempt = self.attempt()
-    if not _starts(attempt):
+    begun = _begin(attempt)
+    if begun is None:
         return None
     try:
         data = attempt.encode(value)
     except Exception as exc:
         attempt.fail(exc, final=True)
         raise
-    attempt.complete(data)
+    held = Held() if begun.held is None else Held.loads(begun.held)
+    attempt.complete(Held(data, changes=held.changes))
     return value if self.request.callbacks else None  # for the links of the job itself
 
 
@@ -121,18 +130,18 @@ def collect(self: InternalTask, value: Any = None) -> Any:
 def settle(self: InternalTask, *_: Any) -> Any:
     """Complete a job with the value it was holding: the clutches nested in it have succeeded."""
     attempt = self.attempt()
-    begun = attempt.begin()
-    if begun.verdict is Verdict.DROP:
-        raise Ignore(f"run {attempt.header.run} was cancelled, resumed or forgotten")
-    if begun.held is not None:
-        data = begun.held.partition(b"\n")[2]
-        attempt.complete(data)
-        return codec.decode_result(data) if self.request.callbacks else None
-    if begun.verdict is not Verdict.DONE:
-        exc = NestedClutchFailed(f"the value of job {attempt.header.at} is no longer held")
+    begun = _begin(attempt)
+    if begun is None:
+        return None
+    try:
+        if begun.held is None:
+            raise NestedClutchFailed(f"the value of job {attempt.header.at} is no longer held")
+        held = Held.loads(begun.held)
+        complete_held(attempt, held)
+    except (NestedClutchFailed, MissingResult, CorruptRecord) as exc:
         attempt.fail(exc, final=True)
-        raise exc
-    return None
+        raise
+    return codec.decode_result(held.value) if self.request.callbacks else None
 
 
 @shared_task(name=canvas.ON_ERROR, base=InternalTask)

@@ -347,15 +347,15 @@ class RedisStore(ResultStore):
                 yield
             return
         with _errors():
-            async with self._async_client() as client:
-                async with client.pubsub(ignore_subscribe_messages=True) as channel:
-                    await channel.subscribe(f"{self._channels(run)}changed")
-                    await channel.get_message(timeout=1.0)
-                    while True:
-                        yield
-                        await channel.get_message(timeout=_LOOK_UP)
-                        while await channel.get_message(timeout=0) is not None:
-                            pass
+            client = self._async_client()
+            async with client, client.pubsub(ignore_subscribe_messages=True) as channel:
+                await channel.subscribe(f"{self._channels(run)}changed")
+                await channel.get_message(timeout=1.0)
+                while True:
+                    yield
+                    await channel.get_message(timeout=_LOOK_UP)
+                    while await channel.get_message(timeout=0) is not None:
+                        pass
 
     def check(self) -> list[str]:
         try:

@@ -948,8 +948,8 @@ class StoreContract:
 
     def test_scan_tells_of_each_run(self, store: ResultStore) -> None:
         assert store.scan() == ([], "")
-        tags = ["x", "", "y z", "ü"]
-        store.create("a", b"", {}, 9, jobs=7, name="näme: \u2713\n", tags=tags)
+        given = ["x", "", "y z", "ü"]
+        store.create("a", b"", {}, 9, jobs=7, name="näme: \u2713\n", tags=given)
         store.create("b", b"", {}, 5, jobs=4)
         store.create("c", b"", {}, 0)
         _complete(store, "b", "0", job=False)
@@ -957,7 +957,7 @@ class StoreContract:
         _fail(store, "b", "2", final=True)
         found = {summary.run: summary for summary in _scan(store)}
         for run, jobs, name, tags in (
-            ("a", 7, "näme: \u2713\n", ("x", "", "y z", "ü")),
+            ("a", 7, "näme: \u2713\n", tuple(given)),
             ("b", 4, None, ()),
             ("c", 0, None, ()),
         ):
@@ -1439,8 +1439,8 @@ class _Model:
             for forgotten in (self.failures, self.finished, self.starts, self.settled):
                 forgotten.clear()
             self.opener = ""
-            for forgotten in (self.loud, self.reported, self.full, self.joined):
-                forgotten.clear()
+            for marks in (self.loud, self.reported, self.full, self.joined):
+                marks.clear()
             self.state = State.RUNNING if self.remaining else State.SUCCEEDED
         return True
 
