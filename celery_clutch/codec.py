@@ -67,7 +67,7 @@ def encode_datum(key: Any, value: Any, limit: int) -> bytes:
         key.encode()
     except (AttributeError, UnicodeEncodeError):
         raise NonJSONData(
-            f"keys of the data are strings that UTF-8 can carry, not {key!r}"
+            f"a key of the data is a string of real characters, not {key!r}"
         ) from None
     data, problem = _encode(value)
     if problem:

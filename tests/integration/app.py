@@ -3,6 +3,7 @@
 Environment variables:
     CLUTCH_TEST_REDIS: the Redis server; default ``redis://localhost:6379``.
     CLUTCH_TEST_DB: the number of its database for the broker; the next one is for results. Default 8.
+    CLUTCH_TEST_STORE: the URL of another result store than Redis.
     CLUTCH_IT_CONF: Celery settings of this worker, as JSON.
     CLUTCH_IT_WORKER: set in workers, so that there are tasks that only they know.
 
@@ -58,6 +59,8 @@ def make_app(conf: Mapping[str, Any]) -> Celery:
         clutch_max_starts=3,
         clutch_max_result_bytes=100_000,
     )
+    if store := os.environ.get("CLUTCH_TEST_STORE"):
+        made.conf.clutch_store = store
     made.conf.update(conf)
     return made
 
@@ -376,6 +379,74 @@ def get_inside(self: Any, run: str) -> str:
     except Exception as exc:
         return type(exc).__name__
     return "waited"
+
+
+# --- jobs that share data -------------------------------------------------------------------
+
+
+@shared_task(name="it.change", bind=True)
+def change(self: Any, key: str, x: Any = None, flag: str = "") -> Any:
+    """Put *x* into the data; return what was there before."""
+    ran(self)
+    before = self.data.get(key)
+    self.data[key] = x
+    if flag:
+        wait_for(flag)
+    return before
+
+
+@shared_task(name="it.append", bind=True)
+def append(self: Any, x: Any, retries: int = 0, flag: str = "") -> Any:
+    """Append *x* to the list ``data["list"]["items"]``, then fail *retries* times."""
+    ran(self)
+    self.data["list"]["items"].append(x)
+    if flag:
+        wait_for(flag)
+    if self.request.retries < retries:
+        raise self.retry(exc=ValueError("not yet"), countdown=0, max_retries=retries)
+    return self.data["list"]["items"]
+
+
+@shared_task(name="it.drop", bind=True)
+def drop(self: Any, key: str) -> Any:
+    """Take *key* out of the data; return it."""
+    ran(self)
+    return self.data.pop(key)
+
+
+@shared_task(name="it.shared", bind=True)
+def shared(self: Any) -> Any:
+    """Return the data."""
+    ran(self)
+    return dict(self.data)
+
+
+@shared_task(name="it.spoil", bind=True)
+def spoil(self: Any) -> None:
+    """Put into the data what has no JSON form."""
+    ran(self)
+    self.data["good"] = 1
+    self.data["bad"] = {"inner": [{1, 2}]}
+
+
+@shared_task(name="it.change_and_replace", bind=True)
+def change_and_replace(self: Any, signature: Any) -> None:
+    """Change the data, then be replaced by *signature*."""
+    ran(self)
+    self.data["replaced"] = True
+    raise self.replace(self.app.signature(signature))
+
+
+@shared_task(name="it.nests_sharing", bind=True)
+def nests_sharing(self: Any, *steps: Any, shares: bool = True, own: Any = None) -> Any:
+    """Nest a clutch of *steps* that shares the data, or has data of its own."""
+    ran(self)
+    clutch = Clutch(parent=self, app=self.app, data=self.data if shares else own)
+    for step in steps:
+        clutch << self.app.signature(step)
+    nest(self, clutch)
+    self.data["nesting"] = "changed after engage"
+    return dict(self.data)
 
 
 # --- jobs with a clutch nested in them ------------------------------------------------------

@@ -1,0 +1,256 @@
+"""Drawings of a plan: Mermaid, Graphviz, text, HTML. Pure: a plan in, text out.
+
+Every format takes the state of each job by address, where it is known, to colour the drawing, and
+draws the branches of a parallel step that is wider than *wide* once for each shape that they have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+from typing import TypeVar
+
+from .plan import Job, Node, Parallel, Series, children, join
+
+T = TypeVar("T")
+States = Mapping[str, str]
+
+WIDE = 10
+"""Branches that are drawn one by one."""
+
+COLOURS = {
+    "dead": "#d1242f",
+    "failing": "#bf8700",
+    "running": "#0969da",
+    "waiting": "#8c959f",
+    "cancelled": "#57606a",
+    "done": "#1a7f37",
+}
+"""The states of a job, the one that matters most first, and the colours they are drawn in."""
+TIMES = "\u00d7"
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Something to draw: a job, or the boxes of a series or parallel.
+
+    Attributes:
+        at: the address of the (first) node that it stands for.
+        kind: ``job``, ``series``, ``parallel``; ``more`` for what is left out.
+        label: for people; one line of any characters that can be printed.
+        states: how many of its jobs are in each state; empty where that is not known.
+    """
+
+    at: str
+    kind: str
+    label: str
+    states: Counter[str]
+    inner: tuple[Box, ...] = ()
+
+
+def mermaid(plan: Series, title: str = "", states: States | None = None, wide: int = WIDE) -> str:
+    """A flowchart for Mermaid, as GitHub and GitLab show it in a ``mermaid`` block."""
+    root = box(plan, states, wide)
+    lines = (
+        ["---", f"title: {json.dumps(printable(title), ensure_ascii=False)}", "---"]
+        if title
+        else []
+    )
+    lines += ["flowchart TD", *_mermaid(root, "  ")]
+    for state in sorted(filter(None, {overall(each.states) for each in _walk(root)})):
+        lines.append(f"  classDef {state} stroke:{COLOURS[state]},stroke-width:3px")
+    return "\n".join(lines)
+
+
+def dot(plan: Series, title: str = "", states: States | None = None, wide: int = WIDE) -> str:
+    """A digraph for Graphviz."""
+    root = box(plan, states, wide)
+    lines = [
+        "digraph clutch {",
+        f'  graph [label="{_dot_text(title)}", labelloc=t, compound=true, fontname="sans-serif"]',
+        '  node [shape=box, style=rounded, fontname="sans-serif"]',
+    ]
+    return "\n".join([*lines, *_dot(root, "  "), "}"])
+
+
+def text(plan: Series, title: str = "", states: States | None = None, wide: int = WIDE) -> str:
+    """A tree for terminals."""
+    root = box(plan, states, wide)
+    rows = outline(root.inner, lambda each: each.inner)
+    tree = [f"{prefix}{_caption(each, each.kind == 'job')}" for prefix, each in rows]
+    return "\n".join([printable(title) or "Clutch", *tree])
+
+
+def html(plan: Series, title: str, states: States | None = None) -> str:
+    """A piece of HTML for notebooks: no scripts, nothing from the network, styles of its own."""
+    head = f'<div style="font-weight:600;margin:4px">{escape(printable(title))}</div>'
+    drawing = _html(box(plan, states, WIDE))
+    return f'<div style="font:13px/1.5 sans-serif;overflow:auto">{head}{drawing}</div>'
+
+
+def box(plan: Series, states: States | None = None, wide: int = WIDE) -> Box:
+    """*plan* as what is to be drawn."""
+    return _box(plan, [""], "", states, wide)
+
+
+def overall(states: Mapping[str, int]) -> str:
+    """The state of a whole that has so many parts in each; "" of nothing."""
+    found = {state for state, count in states.items() if count}
+    if found == {"waiting", "done"}:
+        return "running"
+    return next((state for state in COLOURS if state in found), "")
+
+
+def counts(states: Mapping[str, int]) -> str:
+    """``"2 done, 1 waiting"``."""
+    return ", ".join(f"{states[s]:,} {s}" for s in reversed(COLOURS) if states.get(s))
+
+
+def outline(
+    items: Sequence[T], below: Callable[[T], Sequence[T]], indent: str = ""
+) -> Iterator[tuple[str, T]]:
+    """Every one of *items* and of what is *below* them, with the lines to draw before it."""
+    for index, item in enumerate(items):
+        last = index == len(items) - 1
+        yield indent + ("└─ " if last else "├─ "), item
+        yield from outline(below(item), below, indent + ("   " if last else "│  "))
+
+
+def printable(value: str) -> str:
+    """*value* in one line, without what terminals take for commands."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "replace").decode()
+        for char in value
+    )
+
+
+def _box(node: Node, at: Sequence[str], shown: str, states: States | None, wide: int) -> Box:
+    """The nodes at the addresses *at*, which are like *node*, in one box; they go by *shown*."""
+    label = f"{shown} {node.task}" if isinstance(node, Job) else f"{shown} {kind_of(node)}"
+    if isinstance(node, Job):
+        found = Counter() if states is None else Counter(states.get(a, "waiting") for a in at)
+        return Box(at[0], "job", printable(label), found)
+    inner = []
+    groups = list(_groups(node, wide))
+    for alike, branch in groups[:wide]:
+        star = str(alike[0]) if len(alike) == 1 else "*"
+        places = [join(address, index) for address in at for index in alike]
+        name = f"{shown}.{star}" if shown else star
+        each = _box(branch, places, name, states, wide)
+        times = f" {TIMES} {len(alike):,}" if len(alike) > 1 else ""
+        inner.append(Box(each.at, each.kind, each.label + times, each.states, each.inner))
+    if left := [index for alike, _ in groups[wide:] for index in alike]:
+        more = f"… and {len(left):,} more"
+        inner.append(Box(join(at[0], left[0]), "more", more, Counter()))
+    total: Counter[str] = Counter()
+    for each in inner:
+        total.update(each.states)
+    return Box(at[0], kind_of(node), label, total, tuple(inner))
+
+
+def _groups(node: Node, wide: int) -> Iterable[tuple[list[int], Node]]:
+    """The children of *node*, those alike together where it is a wide parallel."""
+    below = children(node)
+    if not isinstance(node, Parallel) or len(below) <= wide:
+        return [([index], child) for index, child in enumerate(below)]
+    found: dict[object, tuple[list[int], Node]] = {}
+    for index, child in enumerate(below):
+        found.setdefault(_shape(child), ([], child))[0].append(index)
+    return found.values()
+
+
+def _shape(node: Node) -> object:
+    if isinstance(node, Job):
+        return node.task
+    return kind_of(node), *map(_shape, children(node))
+
+
+def kind_of(node: Node) -> str:
+    """``job``, ``series`` or ``parallel``."""
+    return type(node).__name__.lower()
+
+
+def _walk(box: Box) -> Iterator[Box]:
+    yield box
+    for each in box.inner:
+        yield from _walk(each)
+
+
+def _caption(box: Box, alone: bool = False) -> str:
+    """The label, and what a colour cannot say; the state of a job *alone*, too."""
+    if box.states.total() > 1:
+        return f"{box.label}  {counts(box.states)}"
+    return f"{box.label}  {overall(box.states)}" if alone and box.states else box.label
+
+
+def _name(box: Box) -> str:
+    return "n" + box.at.replace(".", "_")
+
+
+def _mermaid(box: Box, pad: str) -> Iterator[str]:
+    for each in box.inner:
+        state = overall(each.states)
+        label = _mermaid_text(_caption(each))
+        if not each.inner:
+            yield f'{pad}{_name(each)}["{label}"]' + (f":::{state}" if state else "")
+            continue
+        yield f'{pad}subgraph {_name(each)}["{label}"]'
+        yield from _mermaid(each, pad + "  ")
+        yield f"{pad}end"
+    if box.kind == "series":
+        for one, other in pairwise(box.inner):
+            yield f"{pad}{_name(one)} --> {_name(other)}"
+
+
+def _mermaid_text(label: str) -> str:
+    return "".join(c if c.isalnum() or c in " ._-,*" else f"#{ord(c)};" for c in label)
+
+
+def _dot(box: Box, pad: str) -> Iterator[str]:
+    for each in box.inner:
+        label = f'label="{_dot_text(_caption(each))}"'
+        state = overall(each.states)
+        colour = f', color="{COLOURS[state]}", penwidth=2' if state else ""
+        if not each.inner:
+            yield f"{pad}{_name(each)} [{label}{colour}]"
+            continue
+        yield f"{pad}subgraph cluster_{_name(each)} {{"
+        yield f"{pad}  graph [{label}{colour}]"
+        yield from _dot(each, pad + "  ")
+        yield f"{pad}}}"
+    if box.kind == "series":
+        for one, other in pairwise(box.inner):
+            ends = [f"ltail=cluster_{_name(one)}"] * bool(one.inner)
+            ends += [f"lhead=cluster_{_name(other)}"] * bool(other.inner)
+            # An edge joins jobs, and is cut where it crosses the cluster around them.
+            attributes = f" [{', '.join(ends)}]" if ends else ""
+            yield f"{pad}{_name(_leaf(one, -1))} -> {_name(_leaf(other, 0))}{attributes}"
+
+
+def _dot_text(label: str) -> str:
+    return printable(label).replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _leaf(box: Box, index: int) -> Box:
+    return _leaf(box.inner[index], index) if box.inner else box
+
+
+def _html(box: Box) -> str:
+    series = box.kind == "series"
+    arrow = '<div style="text-align:center;line-height:1">↓</div>' if series else ""
+    inner = arrow.join(map(_html, box.inner))
+    flow = f"display:flex;flex-flow:{'column' if series else 'row wrap'};align-items:center"
+    if not box.at:
+        return f'<div style="{flow};width:max-content">{inner}</div>'
+    colour = COLOURS.get(overall(box.states), COLOURS["waiting"])
+    label = escape(_caption(box, box.kind == "job"))
+    if not box.inner:
+        style = f"border:1px solid {colour};border-left-width:5px;border-radius:4px"
+        return f'<div style="{style};padding:1px 8px;margin:4px;width:max-content">{label}</div>'
+    head = f'<div style="opacity:.7;margin:0 6px">{label}</div>'
+    frame = f"border:1px dashed {colour};border-radius:6px;padding:2px;margin:4px"
+    return f'<div style="{frame}">{head}<div style="{flow}">{inner}</div></div>'

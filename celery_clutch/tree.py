@@ -1,0 +1,283 @@
+"""A run as a tree: the state of every job of its plan. Pure.
+
+No values are read, so that a run of 100,000 jobs can be looked at.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import orjson
+
+from . import plan, record
+from .graph import TIMES, WIDE, counts, kind_of, overall, printable
+from .plan import Job, Series
+from .record import Held
+from .status import Failure, State, Status, isoformat
+from .stores.base import Execution, Record, Summary
+
+MARKS = {
+    "waiting": "·",
+    "running": "▸",
+    "done": "✓",
+    "failing": "!",
+    "dead": "✗",
+    "cancelled": "-",
+}
+
+NEVER = Execution()
+
+
+class Node(NamedTuple):  # made by the hundred thousand, which takes a dataclass a second
+    """A job, series or parallel of a run.
+
+    Attributes:
+        address, kind: in the plan; kind is ``job``, ``series`` or ``parallel``.
+        task: the name of a job's task, else "".
+        state: ``waiting``, ``running``, ``done``, ``failing``, ``dead`` or ``cancelled``.
+        states: how many of the jobs in it are in each state.
+        execution: of a job, what is known of it.
+        failure: the latest, where there is no result since.
+        below: its steps or branches.
+        nested: the runs that a job waits for.
+    """
+
+    address: str
+    kind: str
+    task: str
+    state: str
+    states: Mapping[str, int]
+    execution: Execution = NEVER
+    failure: Failure | None = None
+    below: tuple[Node, ...] = ()
+    nested: tuple[Tree, ...] = ()
+
+    def timing(self) -> tuple[int | None, float | None, float | None]:
+        """The number of the attempt, when it started (seconds since the epoch), and how long it
+        took; None for what is not known."""
+        started, failed = self.execution.started_at, self.failure.attempt if self.failure else 0
+        if self.execution.info is None:
+            return failed + (started is not None) or None, started, None
+        try:
+            info = orjson.loads(self.execution.info)
+            return info.get("attempt"), info.get("start"), info.get("seconds")
+        except (AttributeError, ValueError):  # written by internal steps, or by nobody
+            return None, None, None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-friendly data, without what is below it."""
+        attempt, started, seconds = self.timing()
+        return {
+            "address": self.address,
+            "kind": self.kind,
+            "task": self.task or None,
+            "state": self.state,
+            "jobs": dict(self.states),
+            "attempt": attempt,
+            "started_at": None if started is None else isoformat(started),
+            "seconds": seconds,
+            "failure": self.failure and self.failure.to_dict(),
+            "nested": [nested.to_dict() for nested in self.nested],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A run: its status, and its plan with the state of each node."""
+
+    status: Status
+    root: Node
+
+    def walk(self) -> Iterator[Node]:
+        """Every node of the plan but the root, in definition order."""
+        stack = list(reversed(self.root.below))
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(reversed(node.below))
+
+    def states(self) -> dict[str, str]:
+        """The state of each job by address, for `graph`."""
+        return {node.address: node.state for node in self.walk() if node.kind == "job"}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The status as a dict, with ``nodes``: every node by address order of the plan."""
+        return {**self.status.to_dict(), "nodes": [node.to_dict() for node in self.walk()]}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Something to show: what it says, the state it shows, and the lines inside it."""
+
+    text: str
+    state: str = ""
+    below: tuple[Line, ...] = ()
+
+
+def held_runs(found: Record) -> dict[str, tuple[str, ...]]:
+    """The runs that jobs of the run wait for, by the address of the job."""
+    held = {address: Held.loads(data).runs for address, data in found.held.items()}
+    return {address: runs for address, runs in held.items() if runs}
+
+
+def build(
+    root: Series,
+    found: Record,
+    executions: Mapping[str, Execution],
+    nested: Mapping[str, Sequence[Tree]] | None = None,
+) -> Tree:
+    """The tree of a run, from what the store says of it; *nested* as in `held_runs`."""
+    status = record.status(found)
+    failures = {failure.address: failure for failure in status.failures}
+    cancelled = found.state is State.CANCELLED
+
+    def job(address: str, task: str) -> Node:
+        execution, failure = executions.get(address, NEVER), failures.get(address)
+        if failure is not None:
+            state = "dead" if failure.final else "failing"
+        elif execution.info is not None:
+            state = "done"
+        elif execution.started_at is not None or address in found.held:
+            state = "running"
+        else:
+            state = "cancelled" if cancelled else "waiting"
+        inside = tuple(nested.get(address, ())) if nested else ()
+        return Node(address, "job", task, state, ONE[state], execution, failure, (), inside)
+
+    def build_node(address: str, node: plan.Node) -> Node:
+        if isinstance(node, Job):
+            return job(address, node.task)
+        parts = enumerate(plan.children(node))
+        below = tuple([build_node(plan.join(address, i), child) for i, child in parts])
+        states: Counter[str] = Counter()
+        for each in below:
+            if each.kind == "job":
+                states[each.state] += 1
+            else:
+                states.update(each.states)
+        failure = failures.get(address)
+        state = "dead" if failure else overall(states)
+        return Node(address, kind_of(node), "", state, states, NEVER, failure, below)
+
+    return Tree(status, build_node("", root))
+
+
+ONE: dict[str, Mapping[str, int]] = {state: {state: 1} for state in MARKS}
+
+
+def lines(tree: Tree, now: float, *, wide: int = WIDE, traceback: bool = False) -> Line:
+    """*tree* as what to show: of a parallel wider than *wide* only the branches in trouble.
+
+    Args:
+        tree: the run.
+        now: the time by the store's clock, in seconds since the epoch.
+        wide: how many branches of a parallel are shown one by one.
+        traceback: show the traceback of each failure.
+    """
+
+    def line(node: Node) -> Line:
+        label = f"{node.address} {node.task or node.kind}"
+        notes = _notes(node, now)
+        if node.kind == "parallel" and len(node.below) > wide:
+            label += f" {TIMES} {len(node.below):,}"
+        below = [*map(line, _shown(node, wide))]
+        if (left := len(node.below) - len(below)) and below:
+            below.append(Line(f"… and {left:,} more"))
+        if traceback and node.failure:
+            below += [Line(each) for each in node.failure.traceback.splitlines()]
+        below += [whole(each, "nested ") for each in node.nested]
+        return Line(printable("  ".join([label, *notes])), node.state, tuple(below))
+
+    def whole(tree: Tree, prefix: str = "") -> Line:
+        known = {node.address for node in tree.walk()}
+        below = [line(node) for node in tree.root.below]
+        for failure in tree.status.failures:  # of what is in no plan: an internal task
+            if failure.address not in known:
+                below.append(Line(printable(f"{failure.address}  {_told(failure)}"), "dead"))
+        return Line(printable(prefix + headline(tree.status)), "", tuple(below))
+
+    return whole(tree)
+
+
+def headline(status: Status) -> str:
+    """A run in one line."""
+    name = f"{status.name} " if status.name else ""
+    parts = [f"{name}{status.id}", status.state, progress(status)]
+    if status.generation:
+        parts.append(f"resumed {status.generation} times" if status.generation > 1 else "resumed")
+    return "  ".join(parts)
+
+
+def progress(run: Status | Summary) -> str:
+    """``"5 of 7 jobs, 1 failing"``."""
+    total = run.total if isinstance(run, Status) else run.jobs
+    trouble = [f"{n:,} {kind}" for kind in ("failing", "dead") if (n := getattr(run, kind))]
+    return ", ".join([f"{run.done:,} of {total:,} jobs", *trouble])
+
+
+def duration(seconds: float) -> str:
+    """*seconds* for people: two units at most."""
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        amount, seconds = divmod(round(seconds), size)
+        parts += [f"{amount} {unit}"] if amount or parts else []
+    return " ".join(part for part in parts[:2] if not part.startswith("0 "))
+
+
+class Pace:
+    """How fast something is done, over the last *window* seconds."""
+
+    def __init__(self, window: float = 30.0) -> None:
+        self.window = window
+        self.seen: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, done: int) -> None:
+        """At *now*, by some clock in seconds, *done* are done."""
+        self.seen.append((now, done))
+        while len(self.seen) > 2 and self.seen[1][0] <= now - self.window:
+            self.seen.popleft()
+
+    def rate(self) -> float:
+        """How many a second."""
+        (start, before), (end, after) = self.seen[0], self.seen[-1]
+        return max(after - before, 0) / (end - start) if end > start else 0.0
+
+    def left(self, total: int) -> float | None:
+        """Seconds until all of *total* are done; None as long as nobody can tell."""
+        rate = self.rate()
+        return (total - self.seen[-1][1]) / rate if rate else None
+
+
+def _shown(node: Node, wide: int) -> Sequence[Node]:
+    if node.kind != "parallel" or len(node.below) <= wide:
+        return node.below
+    return [each for each in node.below if each.state in ("failing", "dead")][:wide]
+
+
+def _notes(node: Node, now: float) -> Iterator[str]:
+    if node.kind != "job":
+        if sum(node.states.values()) > 1:
+            yield counts(node.states)
+    else:
+        attempt, started, seconds = node.timing()
+        if seconds is not None:
+            yield duration(seconds)
+        elif started is not None:
+            yield f"running for {duration(max(now - started, 0))}"
+        if attempt and attempt > 1:
+            yield f"attempt {attempt}"
+    if node.failure:
+        yield _told(node.failure)
+
+
+def _told(failure: Failure) -> str:
+    message = failure.message.strip().partition("\n")[0]
+    again = "" if failure.final else f" (attempt {failure.attempt}; it is retried)"
+    return f"{failure.exception}: {message}{again}"
