@@ -19,7 +19,7 @@ from kombu.utils.uuid import uuid
 from . import codec, compat, dispatch, pages, plan
 from .data import difference
 from .errors import ChordUnsupported, MissingResult, NonJSONArgument
-from .header import NAME, Header
+from .header import NAME, Header, Join
 from .pages import CloseItem, Expand, Item, JobItem, Pages, ParallelItem
 from .plan import Scope, Series
 from .plugins import runtime
@@ -59,14 +59,38 @@ class Compiler:
         """
         return self.series(items, counted) if items else None
 
-    def series(self, items: Sequence[Item], counted: bool) -> Signature:
+    def joined(
+        self, page: str, items: Sequence[Item], membership: Mapping[str, Any]
+    ) -> Signature | None:
+        """The canvas of a page whose jobs the store counts, instead of a chord of its own.
+
+        That is for the pages of a wide parallel, in the chord that *membership* tells of: counting
+        costs the jobs nothing more there. None if this page is no such page, or was resumed: then
+        some of its jobs may be done, and messages of different widths be under way.
+        """
+        if self.generation or not self.native or not pages.is_flat(items):
+            return None
+        parallel = items[0]
+        assert isinstance(parallel, ParallelItem)
+        width = len(parallel.branches)
+        join = Join(
+            page=page,
+            width=width,
+            chord=membership["chord"],
+            group=membership["group_id"],
+            index=membership.get("group_index"),
+        )
+        branches = [self.series(branch, False, join) for branch in parallel.branches]
+        return group(branches, app=self.app)
+
+    def series(self, items: Sequence[Item], counted: bool, join: Join | None = None) -> Signature:
         signatures: list[Signature] = []
         for index, item in enumerate(items):
             rest = items[index + 1 :]
             if isinstance(item, ParallelItem):
                 if rest:
                     header = [self.series(branch, True) for branch in item.branches]
-                    body = self.series(rest, counted)
+                    body = self.series(rest, counted, join)
                     waiting = chord([], body, app=self.app)
                     waiting.tasks = header  # chord(header, body) would copy each of them
                     signatures.append(waiting)
@@ -75,10 +99,11 @@ class Compiler:
                     signatures.append(group(branches, app=self.app))
                 break
             last = counted and not rest
+            own = None if rest else join
             if isinstance(item, JobItem):
-                signatures.extend(self.job(item, last))
+                signatures.extend(self.job(item, last, own))
             elif isinstance(item, CloseItem):
-                signatures.append(self.close(item, last))
+                signatures.append(self.close(item, last, own))
             else:
                 signatures.append(self.expand(item.page, item.queue, last))
         return self.chain(signatures)
@@ -89,9 +114,9 @@ class Compiler:
             return signatures[0]
         return compat.Chain(*signatures, app=self.app)
 
-    def job(self, item: JobItem, counted: bool) -> list[Signature]:
+    def job(self, item: JobItem, counted: bool, join: Join | None = None) -> list[Signature]:
         job = item.job
-        header = Header.of_item(self.run, self.generation, item)
+        header = Header.of_item(self.run, self.generation, item, join)
         args = job.args
         if not job.plain:
             if header.prepend:
@@ -105,10 +130,10 @@ class Compiler:
         collect = self.internal(COLLECT, (), queue, counted, header, immutable=False)
         return [plain, collect]
 
-    def close(self, item: CloseItem, counted: bool) -> Signature:
+    def close(self, item: CloseItem, counted: bool, join: Join | None = None) -> Signature:
         if not pages.close_slot(item):
             return self.internal(CLOSE, (), item.queue, counted)
-        header = Header.of_item(self.run, self.generation, item)
+        header = Header.of_item(self.run, self.generation, item, join)
         return self.internal(CLOSE, (item.scope or None,), item.queue, counted, header)
 
     def expand(self, page: str, queue: str | None, counted: bool) -> Signature:

@@ -17,6 +17,7 @@ from celery.exceptions import Ignore
 from kombu.utils.uuid import uuid
 
 from . import compat
+from .header import Join
 
 
 def send(app: Celery, canvas: Signature, options: Mapping[str, Any] | None = None) -> None:
@@ -45,7 +46,7 @@ def replace(task: Task, canvas: Signature) -> Any:
     if request.is_eager or request.callbacks or request.errbacks or not _is_ours(app, canvas):
         return Task.replace(task, canvas)
     last = _last(canvas)
-    last.options.update(_membership(request), task_id=request.id)
+    last.options.update(membership(request), task_id=request.id)
     following = [app.signature(each) for each in reversed(request.chain or ())]
     with _Sender(app) as sender:
         sender.send(followed(canvas, following))
@@ -55,6 +56,18 @@ def replace(task: Task, canvas: Signature) -> Any:
     # it takes to send a page.
     request.chord = request.chain = None
     return None
+
+
+def spread(task: Task, canvas: Signature) -> None:
+    """Send *canvas*, a group, whose last job takes the place of the running *task* in its chord."""
+    with _Sender(task.app) as sender:
+        sender.send(canvas)
+    task.request.chord = None
+
+
+def take_place(request: Any, join: Join) -> None:
+    """Let a running task be the part of a chord that its page was."""
+    request.chord, request.group, request.group_index = join["chord"], join["group"], join["index"]
 
 
 def follow(task: Task) -> None:
@@ -89,11 +102,11 @@ def pass_membership(request: Any, canvas: Signature) -> None:
     """
     if compat.is_chord(canvas) and isinstance(canvas.body, compat.Chain):
         last = canvas.body.tasks[-1]
-        last.options.update(_membership(request))
+        last.options.update(membership(request))
         request.chord = request.group = request.group_index = None
 
 
-def _membership(request: Any) -> dict[str, Any]:
+def membership(request: Any) -> dict[str, Any]:
     """What makes a task a part of a chord."""
     found = {"chord": request.chord, "group_id": request.group, "group_index": request.group_index}
     return {key: value for key, value in found.items() if value is not None}

@@ -8,12 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from .pages import CloseItem, JobItem, close_slot
-from .stores.base import Settles
+from .stores.base import Joins, Settles
 
 NAME = "clutch"
+
+
+class Join(TypedDict):
+    """The barrier of a page whose jobs the store counts, and what opening it does.
+
+    Who opens it takes the place of the page in the chord around: its body, its group and its index.
+    """
+
+    page: str
+    width: int
+    chord: Any
+    group: str
+    index: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +41,7 @@ class Header:
         settles: which steps it settles (see `pages`).
         prepend: the previous result is its first argument.
         close: 1 for an internal step that closes something, 0 for a job.
+        join: the barrier of a page that the job is counted in, or None; see `Join`.
         late: how often the message was put off because the store was away.
     """
 
@@ -39,6 +53,7 @@ class Header:
     settles: str = ""
     prepend: bool = False
     close: bool = False
+    join: Join | None = None
     late: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,6 +65,8 @@ class Header:
             data["prev"] = self.previous
         if self.settles:
             data["step"] = self.settles
+        if self.join:
+            data["join"] = self.join
         for name in ("prepend", "close", "late"):
             if value := getattr(self, name):
                 data[name] = int(value)
@@ -68,6 +85,7 @@ class Header:
             data.get("step", ""),
             bool(data.get("prepend")),
             bool(data.get("close")),
+            data.get("join"),
             int(data.get("late", 0)),
         )
 
@@ -80,13 +98,21 @@ class Header:
         return cls.from_dict(data) if data else None
 
     @classmethod
-    def of_item(cls, run: str, generation: int, item: JobItem | CloseItem) -> Header:
+    def of_item(
+        cls, run: str, generation: int, item: JobItem | CloseItem, join: Join | None = None
+    ) -> Header:
         """The header for an item of a page."""
         if isinstance(item, JobItem):
-            prepend = bool(item.job.prepend and item.previous)
-            return cls(run, generation, item.at, item.slot, item.previous, item.settles, prepend)
-        slot = close_slot(item)
-        return cls(run, generation, item.at, slot, item.previous, item.settles, close=True)
+            slot, prepend = item.slot, bool(item.job.prepend and item.previous)
+        else:
+            slot, prepend = close_slot(item), False
+        close = isinstance(item, CloseItem)
+        where = (item.at, slot, item.previous, item.settles)
+        return cls(run, generation, *where, prepend=prepend, close=close, join=join)
+
+    def joins(self) -> Joins | None:
+        """The barrier that this job, by completing, is counted in."""
+        return Joins(self.join["page"], self.join["width"]) if self.join else None
 
     def settled_by_completion(self) -> Settles | None:
         """The step of which this job, by completing, completes a member."""

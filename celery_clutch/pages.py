@@ -345,6 +345,15 @@ def is_direct(items: tuple[Item, ...]) -> bool:
     return True
 
 
+def is_flat(items: Sequence[Item]) -> bool:
+    """Whether the page is nothing but a parallel and its end, with all of its branches in it."""
+    if len(items) != 2 or not isinstance(items[0], ParallelItem):
+        return False
+    end = items[1]
+    ends = isinstance(end, CloseItem) and not close_slot(end)
+    return ends and not any(isinstance(branch[-1], Expand) for branch in items[0].branches)
+
+
 def slots(items: Iterable[Item]) -> Iterator[str]:
     """Every slot that *items* themselves write to."""
     for item in items:

@@ -113,6 +113,7 @@ class Attempt:
             token=self.token,
             job=not header.close,
             settles=header.settled_by_completion(),
+            joins=header.joins(),
             changes=outcome.changes,
             info=outcome.info,
         )
@@ -120,7 +121,14 @@ class Attempt:
             report(self.app, header.run, done.report)
         if done.succeeded:
             announce(self.app, header.run, "on_success", "")
+        if done.joined and header.join:
+            dispatch.take_place(self.request, header.join)
         return done
+
+    def join(self) -> None:
+        """The job has its result, from a message before this one: be counted in its page."""
+        if self.header.join:
+            self.complete(record.Held())
 
     def fail(
         self,
@@ -366,6 +374,7 @@ class ClutchTask(Task):
         if begun.verdict is Verdict.DROP:
             raise Ignore(f"run {attempt.header.run} was cancelled, resumed or forgotten")
         if begun.verdict is Verdict.DONE:
+            attempt.join()
             return dispatch.follow(self)
         if begun.verdict is Verdict.GIVE_UP:
             raise self._given_up(attempt)

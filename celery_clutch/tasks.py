@@ -65,7 +65,10 @@ def _begin(attempt: Attempt) -> Begun | None:
     begun = attempt.begin()
     if begun.verdict is Verdict.DROP:
         raise Ignore(f"run {attempt.header.run} was cancelled, resumed or forgotten")
-    return None if begun.verdict is Verdict.DONE else begun
+    if begun.verdict is Verdict.DONE:
+        attempt.join()
+        return None
+    return begun
 
 
 @shared_task(name=canvas.EXPAND, base=InternalTask, bind=True)
@@ -80,8 +83,14 @@ def expand(self: InternalTask, page: str) -> Any:
     if header.generation:
         slots = list(pages.slots(items))
         items = pages.without(items, store.patiently(store.finished, header.run, slots))
+    compiler = canvas.Compiler(self.app, header.run, header.generation)
     counted = bool(self.request.chord)
-    compiled = canvas.Compiler(self.app, header.run, header.generation).page(items, counted=counted)
+    if counted and not self.request.chain and not self.request.callbacks:
+        flat = compiler.joined(page, items, dispatch.membership(self.request))
+        if flat is not None:
+            dispatch.spread(self, flat)
+            return None
+    compiled = compiler.page(items, counted=counted)
     if compiled is None:
         return None
     if self.request.chord or self.request.chain or self.request.callbacks:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
@@ -108,13 +109,14 @@ class Tree:
         return {**self.status.to_dict(), "nodes": [node.to_dict() for node in self.walk()]}
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Something to show: what it says, the state it shows, and the lines inside it."""
+class Line(NamedTuple):
+    """Something to show: what it says, the state it shows, the lines inside it, and what else
+    there is to say, in as many lines as it has."""
 
     text: str
     state: str = ""
     below: tuple[Line, ...] = ()
+    more: str = ""
 
 
 def held_runs(found: Record) -> dict[str, tuple[str, ...]]:
@@ -186,10 +188,9 @@ def lines(tree: Tree, now: float, *, wide: int = WIDE, traceback: bool = False) 
         below = [*map(line, _shown(node, wide))]
         if (left := len(node.below) - len(below)) and below:
             below.append(Line(f"… and {left:,} more"))
-        if traceback and node.failure:
-            below += [Line(each) for each in node.failure.traceback.splitlines()]
+        more = node.failure.traceback if traceback and node.failure else ""
         below += [whole(each, "nested ") for each in node.nested]
-        return Line(printable("  ".join([label, *notes])), node.state, tuple(below))
+        return Line(printable("  ".join([label, *notes])), node.state, tuple(below), more)
 
     def whole(tree: Tree, prefix: str = "") -> Line:
         known = {node.address for node in tree.walk()}
@@ -204,10 +205,12 @@ def lines(tree: Tree, now: float, *, wide: int = WIDE, traceback: bool = False) 
 
 def headline(status: Status) -> str:
     """A run in one line."""
-    name = f"{status.name} " if status.name else ""
-    parts = [f"{name}{status.id}", status.state, progress(status)]
+    parts = [f"{status.name or ''} {status.id}".strip(), status.state, progress(status)]
     if status.generation:
         parts.append(f"resumed {status.generation} times" if status.generation > 1 else "resumed")
+    if status.ended_at:
+        start, end = map(datetime.fromisoformat, (status.created_at, status.ended_at))
+        parts.append(f"took {duration((end - start).total_seconds())}")
     return "  ".join(parts)
 
 
