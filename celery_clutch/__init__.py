@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import launch as _launch
+from . import sweep as _sweep
 from . import tasks as _tasks
 from .builder import Clutch, parallel, series
 from .errors import ClutchError
@@ -31,7 +33,7 @@ __all__ = [
     "series",
 ]
 
-del _tasks  # imported to register the internal tasks
+del _launch, _sweep, _tasks  # imported to register the internal tasks
 
 
 def __getattr__(name: str) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from celery import Celery, Task, current_app, group
@@ -12,9 +15,10 @@ from celery.canvas import Signature, chunks
 from celery.utils.functional import maybe_list
 
 from . import canvas, compat, plan, record
-from .codec import encode_data
+from .codec import decode_plan, encode_data, encode_plan
 from .errors import (
     BuildError,
+    CorruptRecord,
     InvalidName,
     InvalidParent,
     InvalidStep,
@@ -51,6 +55,8 @@ class Clutch:
         on_death: sent once, when a job has exhausted its retries.
         data: what the jobs of the run share, JSON values by string; see `ClutchTask.data`. With
             ``parent``, the run has data of its own, unless it is given ``data=self.data``.
+        expires: seconds (or a timedelta) from ``engage`` after which no job starts that has not
+            started before; the run has then FAILED with `ClutchExpired`.
         id: of the run, instead of a generated one; letters, digits and ``_.:@+=/~-``, at most 200.
         tags: for people and for filters.
         parent: ``self`` of the running job that the clutch is nested in. It starts when that job
@@ -70,6 +76,7 @@ class Clutch:
         on_success: Any = None,
         on_death: Any = None,
         data: Mapping[str, Any] | None = None,
+        expires: float | timedelta | None = None,
         id: str | None = None,
         tags: Iterable[str] = (),
         parent: Any = None,
@@ -81,6 +88,7 @@ class Clutch:
         self.on_success = on_success
         self.on_death = on_death
         self.data = data
+        self.expires = expires
         self.id = id
         self.tags = tuple(tags) if _is_iterable(tags) else tags
         self.parent = parent
@@ -125,11 +133,18 @@ class Clutch:
         return self.__lshift__(task)
 
     @contextmanager
-    def parallel(self) -> Iterator[Clutch]:
-        """A block whose steps run side by side; together they are one step. Empty, it adds none."""
+    def parallel(self, *, max_concurrency: int | None = None) -> Iterator[Clutch]:
+        """A block whose steps run side by side; together they are one step. Empty, it adds none.
+
+        With *max_concurrency* at most so many of them are under way at a time, over all workers.
+
+        Raises:
+            BuildError: *max_concurrency* is not a number of at least 1.
+        """
+        limit = _checked_limit(max_concurrency)
         with self._block() as nodes:
             yield self
-        node = plan.parallel(nodes)
+        node = plan.parallel(nodes, limit=limit)
         if node.size:
             self._open[-1].append(node)
 
@@ -181,9 +196,21 @@ class Clutch:
             StoreUnavailable: the store cannot be reached; nothing was sent.
             ConfigurationError: there is no store, or it is unknown.
         """
+        prepared = self.prepared()
+        if prepared.meta.parent is None:
+            canvas.launch(prepared, options)
+        return ClutchResult(prepared.run, self.app)
+
+    def prepared(self, *, closed: bool = False) -> canvas.Prepared:
+        """A run, ready to be stored and sent, or handed to the running job it is nested in.
+
+        *closed* says that something will wait for its end. Raises what `engage` raises, before
+        anything is stored.
+        """
         if len(self._open) > 1:
             raise BuildError("engage() inside an open parallel() or series() block")
         run = None if self.id is None else _checked_id(self.id)
+        lifetime = None if self.expires is None else _checked_lifetime(self.expires)
         name = None if self.name is None else _checked_name("name", self.name)
         if not _is_iterable(self.tags):
             kind = "the string " if isinstance(self.tags, str) else ""
@@ -196,14 +223,78 @@ class Clutch:
         shares = attempt is not None and self.data is attempt.data
         data = {} if shares else self._encoded_data()
         prepared = canvas.prepare(
-            self.app, root, run=run, name=name, tags=tags, parent=parent, data=data
+            self.app,
+            root,
+            run=run,
+            name=name,
+            tags=tags,
+            parent=parent,
+            data=data,
+            lifetime=lifetime,
+            closed=closed,
         )
         if attempt is not None:
             prepared.shares = shares
             attempt.nested.append(prepared)
+        return prepared
+
+    # --- as JSON --------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """The clutch as JSON, for the task ``celery_clutch.launch``.
+
+        An object with ``clutch``, the steps, and where they are set ``name``, ``tags``, ``data``
+        and ``expires``. A step is ``{"task": name, "args": [], "kwargs": {}, "options": {}}``,
+        ``{"series": [...]}`` or ``{"parallel": [...], "limit": max_concurrency}``; the latter two
+        may have a ``scope`` with ``queue`` and handlers. ``prepend`` is Celery's rule for mutable
+        signatures (`from_canvas`).
+
+        Raises:
+            NonJSONArgument, NonJSONData: naming what JSON cannot carry.
+        """
+        data = self._all_data()
+        encode_data(data, sys.maxsize)
+        tree: dict[str, Any] = {"clutch": plan.to_dict(self.plan)}
+        lifetime = None if self.expires is None else _checked_lifetime(self.expires)
+        more = {"name": self.name, "tags": list(self.tags), "data": data, "expires": lifetime}
+        tree.update((key, value) for key, value in more.items() if value)
+        return encode_plan(tree).decode()
+
+    @classmethod
+    def from_json(cls, text: str | Mapping[str, Any], **options: Any) -> Clutch:
+        """The clutch that `to_json` wrote; also of the decoded object.
+
+        *options* are those of `Clutch`, and go before what is in the JSON.
+
+        Raises:
+            InvalidStep: it is not of that form.
+        """
+        try:
+            tree = dict(decode_plan(text.encode()) if isinstance(text, str) else text)
+            body = tree.pop("clutch")
+            if unknown := set(tree) - {"name", "tags", "data", "expires"}:
+                raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
+            clutch = cls(**{**tree, **options})
+            node = plan.from_dict(body, clutch._is_plain)
+        except (AttributeError, KeyError, TypeError, ValueError, CorruptRecord) as exc:
+            raise InvalidStep(f"this is not the JSON of a clutch: {exc!r}") from None
+        if isinstance(node, Series):
+            for kind in ("queue", "on_failure", "on_success", "on_death"):
+                if (
+                    getattr(clutch, kind) is None
+                    and (value := getattr(node.scope, kind)) is not None
+                ):
+                    is_handler = kind != "queue"
+                    setattr(
+                        clutch, kind, clutch.app.signature(dict(value)) if is_handler else value
+                    )
+            clutch._open[0] = list(node.steps)
         else:
-            canvas.launch(prepared, options)
-        return ClutchResult(prepared.run, self.app)
+            clutch._open[0] = [node]
+        return clutch
+
+    def _is_plain(self, task: str) -> bool:
+        return not isinstance(self.app.tasks.get(task), ClutchTask)
 
     # --- showing --------------------------------------------------------------------------
 
@@ -319,10 +410,13 @@ def series(*steps: Any) -> Clutch:
     return Clutch(*_listed(steps))
 
 
-def parallel(*steps: Any) -> Clutch:
-    """A clutch of one step, in which *steps* run side by side; takes arguments or one iterable."""
+def parallel(*steps: Any, max_concurrency: int | None = None) -> Clutch:
+    """A clutch of one step, in which *steps* run side by side; takes arguments or one iterable.
+
+    *max_concurrency* is as for `Clutch.parallel`.
+    """
     clutch = Clutch()
-    with clutch.parallel():
+    with clutch.parallel(max_concurrency=max_concurrency):
         for step in _listed(steps):
             clutch << step
     return clutch
@@ -463,6 +557,21 @@ def _checked_name(kind: str, value: Any) -> str:
     return value
 
 
+def _checked_limit(value: Any) -> int | None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise BuildError(f"max_concurrency is a number of at least 1, not {_short(value)}")
+    limit: int | None = value
+    return limit
+
+
+def _checked_lifetime(value: Any) -> float:
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not number or not 0 < seconds < math.inf:
+        raise BuildError(f"expires is a number of seconds above 0, not {_short(value)}")
+    return float(seconds)
+
+
 def _short(value: Any) -> str:
     return repr(value)[:200]
 
@@ -482,5 +591,7 @@ def _tree(node: Node, address: str, indent: str) -> Iterator[str]:
             label = f"{child.task}({', '.join(values)})"
         else:
             label = "parallel" if isinstance(child, Parallel) else "series"
+            if isinstance(child, Parallel) and child.limit is not None:
+                label += f", {child.limit} at a time"
         yield f"{indent}{'└─ ' if last else '├─ '}{at} {label}"
         yield from _tree(child, at, indent + ("   " if last else "│  "))

@@ -5,6 +5,7 @@ Canvas is built afresh for each dispatch: Celery writes ids into what it sends (
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -16,20 +17,23 @@ from celery.canvas import Signature
 from celery.exceptions import NotRegistered, Retry
 from kombu.utils.uuid import uuid
 
-from . import codec, compat, dispatch, pages, plan
+from . import codec, compat, dispatch, pages, plan, signals
 from .data import difference
 from .errors import ChordUnsupported, MissingResult, NonJSONArgument
-from .header import NAME, Header, Join
-from .pages import CloseItem, Expand, Item, JobItem, Pages, ParallelItem
+from .events import Engaged
+from .header import NAME, Header, Join, Lane
+from .pages import CloseItem, Expand, Item, JobItem, LanesItem, Pages, ParallelItem
 from .plan import Scope, Series
 from .plugins import runtime
 from .record import Meta, Parent
+from .status import isoformat
 from .stores.base import Missing, ResultStore
 
 EXPAND = "celery_clutch.expand"
 CLOSE = "celery_clutch.close"
 COLLECT = "celery_clutch.collect"
 SETTLE = "celery_clutch.settle"
+LANE = "celery_clutch.lane"
 ON_ERROR = "celery_clutch.on_error"
 
 PLAN = "plan"
@@ -40,11 +44,16 @@ DATA = "data"
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """Compiles the items of one run and generation."""
+    """Compiles the items of one run and generation.
+
+    Attributes:
+        app: the Celery app.
+        origin: the header that those of the items derive from.
+        native: whether the result backend counts the parts of chords.
+    """
 
     app: Celery
-    run: str
-    generation: int
+    origin: Header
     native: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +77,7 @@ class Compiler:
         costs the jobs nothing more there. None if this page is no such page, or was resumed: then
         some of its jobs may be done, and messages of different widths be under way.
         """
-        if self.generation or not self.native or not pages.is_flat(items):
+        if self.origin.generation or not self.native or not pages.is_flat(items):
             return None
         parallel = items[0]
         assert isinstance(parallel, ParallelItem)
@@ -87,15 +96,15 @@ class Compiler:
         signatures: list[Signature] = []
         for index, item in enumerate(items):
             rest = items[index + 1 :]
-            if isinstance(item, ParallelItem):
+            if isinstance(item, (ParallelItem, LanesItem)):
                 if rest:
-                    header = [self.series(branch, True) for branch in item.branches]
+                    header = self.branches(item, counted=True)
                     body = self.series(rest, counted, join)
                     waiting = chord([], body, app=self.app)
                     waiting.tasks = header  # chord(header, body) would copy each of them
                     signatures.append(waiting)
                 else:
-                    branches = [self.series(branch, False) for branch in item.branches]
+                    branches = self.branches(item, counted=False)
                     signatures.append(group(branches, app=self.app))
                 break
             last = counted and not rest
@@ -108,6 +117,20 @@ class Compiler:
                 signatures.append(self.expand(item.page, item.queue, last))
         return self.chain(signatures)
 
+    def branches(self, item: ParallelItem | LanesItem, counted: bool) -> list[Signature]:
+        if isinstance(item, ParallelItem):
+            return [self.series(branch, counted) for branch in item.branches]
+        start = Lane(at=item.at, width=item.width, lane=0, number=-1, queue=item.queue, outer=None)
+        if self.origin.lane:
+            start["outer"] = self.origin.lane
+        return [self.lane({**start, "lane": lane}, counted) for lane in range(item.lanes)]
+
+    def lane(self, lane: Lane, counted: bool) -> Signature:
+        """What lets a lane of a narrow parallel take its next branch."""
+        at = f"{lane['at']} lane {lane['lane']}"
+        header = replace(self.origin.elsewhere(at, at), lane=lane)
+        return self.internal(LANE, (), lane["queue"] or None, counted, header)
+
     def chain(self, signatures: Sequence[Signature]) -> Signature:
         """*signatures* one after another."""
         if len(signatures) == 1:
@@ -116,7 +139,7 @@ class Compiler:
 
     def job(self, item: JobItem, counted: bool, join: Join | None = None) -> list[Signature]:
         job = item.job
-        header = Header.of_item(self.run, self.generation, item, join)
+        header = Header.of_item(self.origin, item, join)
         args = job.args
         if not job.plain:
             if header.prepend:
@@ -127,18 +150,19 @@ class Compiler:
             header = replace(header, prepend=False)
         plain = self._job(job.task, args, job.kwargs, job.options, header, None)
         queue = job.options.get("queue")
-        collect = self.internal(COLLECT, (), queue, counted, header, immutable=False)
+        named = replace(header, task=job.task)
+        collect = self.internal(COLLECT, (), queue, counted, named, immutable=False)
         return [plain, collect]
 
     def close(self, item: CloseItem, counted: bool, join: Join | None = None) -> Signature:
         if not pages.close_slot(item):
             return self.internal(CLOSE, (), item.queue, counted)
-        header = Header.of_item(self.run, self.generation, item, join)
+        header = Header.of_item(self.origin, item, join)
         return self.internal(CLOSE, (item.scope or None,), item.queue, counted, header)
 
     def expand(self, page: str, queue: str | None, counted: bool) -> Signature:
         at = f"page {page}"
-        header = Header(self.run, self.generation, at, at)
+        header = self.origin.elsewhere(at, at)
         return self.internal(EXPAND, (page,), queue, counted, header)
 
     def internal(
@@ -179,6 +203,8 @@ class Compiler:
         options["link_error"] = [*_listed(options.get("link_error")), errback]
         if counted is not None:
             options["ignore_result"] = self.native or not counted
+        elif header.expires and options.get("expires") is None:
+            options["expires"] = isoformat(header.expires)  # a task that is not ours cannot ask
         return Signature(name, args, dict(kwargs), options, app=self.app, immutable=True)
 
 
@@ -269,6 +295,7 @@ class Prepared:
     encoded: dict[str, bytes]
     data: Mapping[str, bytes] = field(default_factory=dict)
     shares: bool = False
+    closed: bool = False
 
     def create(self) -> None:
         """Store it.
@@ -294,11 +321,20 @@ class Prepared:
 
     def canvas(self) -> Signature:
         """What starts the run: its first page where that is small, else one `expand` of it."""
-        compiler = Compiler(self.app, self.run, 0)
+        compiler = self.compiler()
         items = self.cut.pages[pages.ROOT]
         if pages.is_direct(items):
-            return compiler.series(items, counted=self.meta.parent is not None)
-        return root_canvas(compiler, self.meta)
+            return compiler.series(items, counted=self.closed)
+        return root_canvas(compiler, self.meta, counted=self.closed)
+
+    def compiler(self) -> Compiler:
+        return Compiler(self.app, self.meta.origin(self.run, 0))
+
+    def engaged(self) -> Engaged:
+        """What observers are told of it."""
+        meta = self.meta
+        parent = meta.parent.to_status() if meta.parent else None
+        return Engaged(self.run, meta.name, meta.tags, meta.jobs, parent, time.time(), meta.context)
 
 
 def prepare(
@@ -310,17 +346,25 @@ def prepare(
     tags: tuple[str, ...] = (),
     parent: Parent | None = None,
     data: Mapping[str, bytes] | None = None,
+    lifetime: float | None = None,
+    closed: bool = False,
 ) -> Prepared:
     """Cut and encode *root*; nothing is stored or sent.
+
+    *lifetime* is in seconds from now: jobs that have not started by then do not. *closed* says
+    that something will wait for the end of the run; it does if it has a *parent*.
 
     Raises:
         NonJSONArgument: naming the job and the path.
         ChordUnsupported: something waits for a parallel step, and the backend cannot do that.
     """
-    cut = pages.paginate(root, closed=parent is not None)
+    closed = closed or parent is not None
+    tally = signals.heard(app, signals.clutch_step_settled)
+    cut = pages.paginate(root, closed=closed, tally=tally)
     if cut.barriers and not app.conf.task_always_eager:
         _check_chords(app)
-    meta = Meta(cut.jobs, cut.last, name, tags, cut.scopes, parent)
+    expires = time.time() + lifetime if lifetime is not None else 0.0
+    meta = Meta(cut.jobs, cut.last, name, tags, cut.scopes, parent, expires)
     _check_handlers(cut.scopes)
     encoded: dict[str, bytes] = {}
     for key, items in cut.pages.items():
@@ -330,13 +374,21 @@ def prepare(
             _explain(items)
             raise
     encoded[PLAN] = pages.compress(plan.dumps(root))
-    return Prepared(app, run or uuid(), meta, cut, encoded, data or {})
+    prepared = Prepared(app, run or uuid(), meta, cut, encoded, data or {}, closed=closed)
+    if context := signals.context(app, prepared.engaged()):
+        prepared.meta = replace(meta, context=context)
+    return prepared
 
 
-def root_canvas(compiler: Compiler, meta: Meta) -> Signature:
+def root_canvas(compiler: Compiler, meta: Meta, *, counted: bool | None = None) -> Signature:
     """One `expand` of the first page."""
-    queue = meta.scope("").queue
-    return compiler.expand(pages.ROOT, queue, counted=meta.parent is not None)
+    waits = meta.parent is not None if counted is None else counted
+    return compiler.expand(pages.ROOT, meta.scope("").queue, counted=waits)
+
+
+def first_page(prepared: Prepared) -> tuple[Item, ...]:
+    """What *prepared* starts with."""
+    return prepared.cut.pages[pages.ROOT]
 
 
 def launch(prepared: Prepared, options: Mapping[str, Any]) -> None:
@@ -346,16 +398,15 @@ def launch(prepared: Prepared, options: Mapping[str, Any]) -> None:
     """
     app, items = prepared.app, prepared.cut.pages[pages.ROOT]
     prepared.create()
-    if not items:
-        return
-    if app.conf.task_always_eager:
-        run_eagerly(Compiler(app, prepared.run, 0), items)
-        return
-    try:
-        dispatch.send(app, prepared.canvas(), options)
-    except BaseException:
-        runtime(app).store.delete(prepared.run)
-        raise
+    if items and not app.conf.task_always_eager:
+        try:
+            dispatch.send(app, prepared.canvas(), options)
+        except BaseException:
+            runtime(app).store.delete(prepared.run)
+            raise
+    signals.emit(app, signals.clutch_engaged, prepared.engaged)
+    if items and app.conf.task_always_eager:
+        run_eagerly(prepared.compiler(), items)
 
 
 def run_eagerly(compiler: Compiler, items: Sequence[Item]) -> bool:
@@ -364,19 +415,23 @@ def run_eagerly(compiler: Compiler, items: Sequence[Item]) -> bool:
     Celery's own eager canvas goes on after a failure in a header, and knows no chord in a request.
     With ``task_eager_propagates`` the error that ends a job is raised, once it is recorded.
     """
-    store = runtime(compiler.app).store
+    store, run = runtime(compiler.app).store, compiler.origin.run
     for item in items:
-        if isinstance(item, ParallelItem):
+        if isinstance(item, LanesItem):
+            keys = [pages.lane_page(item.at, i) for i in range(0, item.width, pages.LANE)]
+            if not all([run_eagerly(compiler, load_page(store, run, key)) for key in keys]):
+                return False
+        elif isinstance(item, ParallelItem):
             if not all([run_eagerly(compiler, branch) for branch in item.branches]):
                 return False
         elif isinstance(item, Expand):
-            if not run_eagerly(compiler, load_page(store, compiler.run, item.page)):
+            if not run_eagerly(compiler, load_page(store, run, item.page)):
                 return False
         elif isinstance(item, CloseItem):
             compiler.close(item, False).apply(throw=False)
-        elif not store.finished(compiler.run, [item.slot]):
+        elif not store.finished(run, [item.slot]):
             _run_job(compiler, item)
-            if not store.finished(compiler.run, [item.slot]):
+            if not store.finished(run, [item.slot]):
                 return False
     return True
 
@@ -402,7 +457,7 @@ def _run_job(compiler: Compiler, item: JobItem) -> None:
 def _record_eagerly(compiler: Compiler, task: Signature, exc: Exception) -> None:
     """Tell our errback of a failure that Celery has not told it."""
     header = task.options["headers"][NAME]
-    found = runtime(compiler.app).store.read(compiler.run)
+    found = runtime(compiler.app).store.read(compiler.origin.run)
     known = found.failures.get(header["at"]) if found else None
     attempts = orjson.loads(known)["attempt"] if known else 0
     request = SimpleNamespace(task=task.task, id="", retries=attempts)

@@ -13,7 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from itertools import islice, takewhile
+from importlib.util import find_spec
+from itertools import chain, islice, takewhile
 from typing import Any, NoReturn
 
 import click
@@ -124,7 +125,7 @@ def ls(
 def show(obj: Any, id: str, everything: bool, traceback: bool, as_json: bool) -> None:
     """Show a run: its steps, and the state, timing and failure of every job.
 
-    Of a parallel step wider than 10 branches only those in trouble are shown.
+    Of a parallel step wider than 10 branches those are shown that are in trouble, or running.
     """
     found = _tree(obj.app, id)
     if as_json:
@@ -208,7 +209,7 @@ def graph_(obj: Any, target: str, form: str, everything: bool) -> None:
         root, title, states = composed.plan, composed.name or target, None
     else:
         found = _tree(obj.app, target)
-        root, states = _run(obj, target).plan(), found.states()
+        root, states = found.plan, found.states()
         title = tree.headline(found.status)
     if form == "html":
         click.echo(graph.html(root, title, states))
@@ -403,7 +404,7 @@ def _look(store: ResultStore, id: str | None, known: Mapping[str, Summary]) -> d
 def _ticks(store: ResultStore, id: str | None, interval: float) -> Generator[None, None, None]:
     """When to look: at once, when something may have changed, and not more often than that."""
     due = 0.0
-    changes: Any = store.watch(id) if id else iter(lambda: time.sleep(interval), 0)
+    changes: Any = store.watch(id) if id else chain([None], iter(lambda: time.sleep(interval), 0))
     for _ in changes:
         if time.monotonic() >= due or (id and (store.peek(id) or ("",))[0] in ("", *ENDED)):
             before = time.monotonic()
@@ -429,6 +430,7 @@ def _composed(target: str) -> Any:
         found = import_from_cwd(module_name)
         for name in path.split("."):
             found = getattr(found, name)
+        found = getattr(found, "__clutch__", found)  # a Sequence
         if inspect.isroutine(found):
             found = found()
     except ModuleNotFoundError as exc:
@@ -437,7 +439,6 @@ def _composed(target: str) -> Any:
         _fail(f"{module_name} cannot be imported: {exc}")
     except Exception as exc:
         _fail(f"{target} cannot be loaded: {type(exc).__name__}: {exc}")
-    found = getattr(found, "__clutch__", found)
     if not isinstance(getattr(found, "plan", None), plan.Series):
         _fail(f"{target} is not a clutch but {found!r}"[:300])
     return found
@@ -446,17 +447,14 @@ def _composed(target: str) -> Any:
 @contextmanager
 def _live(obj: Any) -> Iterator[Callable[..., None] | None]:
     """What draws runs and a tree on a terminal; None where there is none, or no rich."""
-    try:
-        from rich.console import Console, Group
-        from rich.live import Live
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:
-        Live = None  # type: ignore[assignment,misc]
-    if Live is None or not sys.stdout.isatty():
+    if not sys.stdout.isatty() or find_spec("rich") is None:
         yield None
         return
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
 
     def draw(runs: Iterable[tuple[Summary, str]], top: tree.Line | None) -> None:
         table = Table.grid(padding=(0, 1))

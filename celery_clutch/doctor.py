@@ -228,14 +228,18 @@ def _clocks(app: Celery, names: list[str], timeout: float) -> Findings:
         "clutch_hello", reply=True, destination=names, timeout=timeout, limit=len(names)
     )
     after, own = time.time(), version("celery-clutch")
-    for name, hello in sorted(item for reply in replies or () for item in reply.items()):
-        skew = _apart(hello.get("time", before), before, after)
-        if skew > SKEW:
-            what = f"the clocks of this machine and of {name} differ by {skew:.0f} seconds"
-            yield _warning(what, "Let both follow a time server (NTP).")
-        if hello.get("version", own) != own:
-            what = f"{name} runs celery-clutch {hello['version']}, this machine {own}"
-            yield _warning(what, "Deploy one version everywhere.")
+    told = dict(item for reply in replies or () for item in reply.items() if "time" in item[1])
+    apart = {name: _apart(hello["time"], before, after) for name, hello in told.items()}
+    if skewed := [f"{name} ({apart[name]:.0f} s)" for name in sorted(told) if apart[name] > SKEW]:
+        what = f"clocks differ from this machine's: {_listed(skewed)}"
+        yield _warning(what, "Let all of them follow a time server (NTP).")
+    if other := [
+        f"{name} ({told[name]['version']})" for name in sorted(told) if told[name]["version"] != own
+    ]:
+        what = f"workers run another celery-clutch than this machine ({own}): {_listed(other)}"
+        yield _warning(what, "Deploy one version everywhere.")
+    if told and not (skewed or other):
+        yield _ok("their clocks and their celery-clutch are those of this machine")
 
 
 def _route(app: Celery, name: str) -> str:

@@ -30,6 +30,7 @@
         ├── RunNotFound        no such run: never engaged, forgotten or expired (also LookupError)
         ├── AlreadyEngaged     a run with this id exists
         ├── ClutchFailed       ``get`` on a run that has failed; carries ``failures``
+        │   └── ClutchExpired  its jobs had not started by the deadline (``Clutch(expires=)``)
         ├── ClutchCancelled    ``get`` on a run that was cancelled
         ├── ClutchTimeout      ``get`` waited for ``timeout`` seconds (also TimeoutError)
         └── GetInsideTask      ``get`` inside a task would block the worker
@@ -158,6 +159,10 @@ class ClutchFailed(RunError):
     def __init__(self, message: str, failures: Sequence[Failure] = ()) -> None:
         super().__init__(message)
         self.failures = list(failures)
+
+
+class ClutchExpired(ClutchFailed):
+    """What the run consists of had not started by its deadline."""
 
 
 class ClutchCancelled(RunError):

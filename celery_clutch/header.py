@@ -7,7 +7,7 @@ the next step (5.3 to 5.7).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 from .pages import CloseItem, JobItem, close_slot
@@ -29,6 +29,21 @@ class Join(TypedDict):
     index: int | None
 
 
+class Lane(TypedDict):
+    """One of the lanes in which a narrow parallel runs its branches one after another.
+
+    ``number`` is the branch that it runs, -1 before the first; ``outer`` is the lane that the
+    parallel itself is in.
+    """
+
+    at: str
+    width: int
+    lane: int
+    number: int
+    queue: str
+    outer: Lane | None
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """Where a job belongs.
@@ -42,6 +57,10 @@ class Header:
         prepend: the previous result is its first argument.
         close: 1 for an internal step that closes something, 0 for a job.
         join: the barrier of a page that the job is counted in, or None; see `Join`.
+        lane: the lane of a narrow parallel that the job is in, or None; see `Lane`.
+        task: the job's task, where the message is of another.
+        expires: when it is too late to start, in seconds since the epoch; 0 for never.
+        context: what observers sent along.
         late: how often the message was put off because the store was away.
     """
 
@@ -54,6 +73,10 @@ class Header:
     prepend: bool = False
     close: bool = False
     join: Join | None = None
+    lane: Lane | None = None
+    task: str = ""
+    expires: float = 0.0
+    context: Mapping[str, str] = field(default_factory=dict)
     late: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,11 +88,14 @@ class Header:
             data["prev"] = self.previous
         if self.settles:
             data["step"] = self.settles
-        if self.join:
-            data["join"] = self.join
         for name in ("prepend", "close", "late"):
             if value := getattr(self, name):
                 data[name] = int(value)
+        for name in ("join", "lane", "task", "expires"):
+            if value := getattr(self, name):
+                data[name] = value
+        if self.context:
+            data["ctx"] = dict(self.context)
         return data
 
     @classmethod
@@ -86,6 +112,10 @@ class Header:
             bool(data.get("prepend")),
             bool(data.get("close")),
             data.get("join"),
+            data.get("lane"),
+            data.get("task", ""),
+            data.get("expires", 0.0),
+            data.get("ctx", {}),
             int(data.get("late", 0)),
         )
 
@@ -98,26 +128,44 @@ class Header:
         return cls.from_dict(data) if data else None
 
     @classmethod
-    def of_item(
-        cls, run: str, generation: int, item: JobItem | CloseItem, join: Join | None = None
-    ) -> Header:
-        """The header for an item of a page."""
+    def of_item(cls, origin: Header, item: JobItem | CloseItem, join: Join | None = None) -> Header:
+        """The header for an item of a page that *origin* stands for."""
         if isinstance(item, JobItem):
             slot, prepend = item.slot, bool(item.job.prepend and item.previous)
         else:
             slot, prepend = close_slot(item), False
         close = isinstance(item, CloseItem)
         where = (item.at, slot, item.previous, item.settles)
-        return cls(run, generation, *where, prepend=prepend, close=close, join=join)
+        return replace(origin.elsewhere(*where), prepend=prepend, close=close, join=join)
+
+    def elsewhere(self, at: str, slot: str, previous: str = "", settles: str = "") -> Header:
+        """A header for another place of the same run."""
+        return Header(
+            self.run,
+            self.generation,
+            at,
+            slot,
+            previous,
+            settles,
+            lane=self.lane,
+            expires=self.expires,
+            context=self.context,
+        )
 
     def joins(self) -> Joins | None:
         """The barrier that this job, by completing, is counted in."""
         return Joins(self.join["page"], self.join["width"]) if self.join else None
 
-    def settled_by_completion(self) -> Settles | None:
-        """The step of which this job, by completing, completes a member."""
+    def settled_by_completion(self, *, alone: bool) -> Settles | None:
+        """The step of which this job, by completing, completes a member.
+
+        With *alone* also the one that it is the only member of; nobody waits for that but
+        observers.
+        """
         parallel, _, _ = self.slot.rpartition(".")
         for step, width in self._steps():
+            if alone and step == self.at:
+                return Settles(step, step, width)
             if step == parallel:
                 return Settles(step, self.slot, width)
         return None

@@ -31,6 +31,9 @@ the parallel carries them; where more follows, it carries one job and an `Expand
 WIDTH = 100
 """Jobs, or pages, of a parallel in one page: what a worker sends in one go."""
 
+LANE = 10
+"""Branches of a narrow parallel in one page: a lane reads the page to run one of them."""
+
 ROOT = "0"
 """The key of the first page."""
 
@@ -52,6 +55,19 @@ class ParallelItem:
 
     at: str
     branches: tuple[tuple[Item, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LanesItem:
+    """A narrow parallel: *width* branches, of which each of so many *lanes* runs one at a time.
+
+    The branches are in pages of `LANE` each; `lane_page` says which.
+    """
+
+    at: str
+    width: int
+    lanes: int
+    queue: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +95,7 @@ class Expand:
     queue: str = ""
 
 
-Item = JobItem | ParallelItem | CloseItem | Expand
+Item = JobItem | ParallelItem | LanesItem | CloseItem | Expand
 
 
 @dataclass(slots=True)
@@ -103,14 +119,15 @@ class Pages:
     barriers: bool = False
 
 
-def paginate(root: Series, *, closed: bool = False) -> Pages:
+def paginate(root: Series, *, closed: bool = False, tally: bool = False) -> Pages:
     """Cut *root* into pages.
 
     Args:
         root: the plan.
         closed: something will be put behind the last page, so it has to end in a plain task.
+        tally: jobs settle their steps also where nobody has an ``on_failure``.
     """
-    cutter = _Cutter()
+    cutter = _Cutter(tally)
     cutter.out.scopes[""] = root.scope
     place = _Place(root.scope, closed=closed)
     first, last = cutter.steps(cutter.flatten(root, "", root.scope, True), "", place)
@@ -139,8 +156,9 @@ class _Step:
 
 
 class _Cutter:
-    def __init__(self) -> None:
+    def __init__(self, tally: bool) -> None:
         self.out = Pages()
+        self.tally = tally
         self.keys = 0
 
     def flatten(self, series: Series, base: str, scope: Scope, direct: bool) -> Iterator[_Step]:
@@ -209,7 +227,7 @@ class _Cutter:
         if step.scope.queue:
             job = _routed(job, step.scope.queue)
         settles = ""
-        if step.scope.on_failure:
+        if step.scope.on_failure or self.tally:
             own = f"{step.at}*1" if step.direct else ""
             settles = f"{own} {place.settles}".strip()
         self.out.jobs += 1
@@ -225,13 +243,17 @@ class _Cutter:
         width = len(node.branches)
         settles = f"{step.at}*{width} {place.settles}".strip()
         self.out.barriers |= waits
+        narrow = node.limit is not None and node.limit < width
         branches = [
-            self.branch(branch, join(step.at, index), previous, scope, waits, settles)
+            self.branch(branch, join(step.at, index), previous, scope, waits or narrow, settles)
             for index, branch in enumerate(node.branches)
         ]
-        while sum(map(_weight, branches)) > WIDTH and len(branches) > 1:
-            branches = self.group(step.at, branches, waits, scope.queue or "")
-        page.add(ParallelItem(step.at, tuple(branches)))
+        if narrow and node.limit is not None:
+            page.add(self.lanes(step.at, branches, node.limit, scope.queue or ""))
+        else:
+            while sum(map(_weight, branches)) > WIDTH and len(branches) > 1:
+                branches = self.group(step.at, branches, waits, scope.queue or "")
+            page.add(ParallelItem(step.at, tuple(branches)))
         page.parallel = True
         return f"{step.at}*{width}"
 
@@ -246,6 +268,13 @@ class _Cutter:
             steps = self.scoped(node, at, scope, False)
         items, _ = self.steps(steps, previous, place)
         return items
+
+    def lanes(self, at: str, branches: list[tuple[Item, ...]], limit: int, queue: str) -> LanesItem:
+        """Put *branches* into pages for lanes to take them from."""
+        for start in range(0, len(branches), LANE):
+            chunk = ParallelItem(at, tuple(branches[start : start + LANE]))
+            self.out.pages[lane_page(at, start)] = (chunk,)
+        return LanesItem(at, len(branches), limit, queue)
 
     def group(
         self, at: str, branches: list[tuple[Item, ...]], waits: bool, queue: str
@@ -318,9 +347,13 @@ def _routed(job: Job, queue: str) -> Job:
 
 def _weight(items: Iterable[Item]) -> int:
     """How many signatures *items* compile to."""
-    return sum(
-        sum(map(_weight, item.branches)) if isinstance(item, ParallelItem) else 1 for item in items
-    )
+    return sum(map(_signatures, items))
+
+
+def _signatures(item: Item) -> int:
+    if isinstance(item, ParallelItem):
+        return sum(map(_weight, item.branches))
+    return item.lanes if isinstance(item, LanesItem) else 1
 
 
 def _chunks(branches: list[tuple[Item, ...]]) -> Iterator[list[tuple[Item, ...]]]:
@@ -335,6 +368,11 @@ def _chunks(branches: list[tuple[Item, ...]]) -> Iterator[list[tuple[Item, ...]]
         weight += more
     if chunk:
         yield chunk
+
+
+def lane_page(at: str, number: int) -> str:
+    """The key of the page with branch *number* of the narrow parallel at *at*."""
+    return f"{at}/{number // LANE}"
 
 
 def is_direct(items: tuple[Item, ...]) -> bool:
@@ -438,6 +476,8 @@ def _to_json(item: Item) -> list[Any]:
         return ["p", item.at, [[_to_json(i) for i in branch] for branch in item.branches]]
     if isinstance(item, CloseItem):
         return ["c", item.at, item.slot, item.previous, item.settles, item.scope, item.queue]
+    if isinstance(item, LanesItem):
+        return ["l", item.at, item.width, item.lanes, item.queue]
     return ["x", item.page, item.queue]
 
 
@@ -449,6 +489,8 @@ def _from_json(data: list[Any]) -> Item:
         return ParallelItem(rest[0], tuple(tuple(map(_from_json, b)) for b in rest[1]))
     if kind == "c":
         return CloseItem(*rest)
+    if kind == "l":
+        return LanesItem(*rest)
     if kind == "x":
         return Expand(*rest)
     raise ValueError(f"unknown item {kind!r}")

@@ -6,7 +6,7 @@ for life. The root is a `Series`; its steps have the addresses ``"0"``, ``"1"`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,10 +81,12 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Parallel:
-    """Branches that run side by side; what follows waits for all of them."""
+    """Branches that run side by side, at most ``limit`` of them at a time; what follows waits for
+    all of them."""
 
     branches: tuple[Node, ...] = ()
     scope: Scope = Scope()
+    limit: int | None = None
     size: int = field(init=False, compare=False, repr=False)
     depth: int = field(init=False, compare=False, repr=False)
 
@@ -107,12 +109,12 @@ def series(nodes: Iterable[Node], scope: Scope = Scope()) -> Series:
     return Series(tuple(steps), scope)
 
 
-def parallel(nodes: Iterable[Node], scope: Scope = Scope()) -> Parallel:
+def parallel(nodes: Iterable[Node], scope: Scope = Scope(), limit: int | None = None) -> Parallel:
     """A parallel of *nodes*; empty branches are left out, one branch stays a parallel of one.
 
     A series of one step is the step itself.
     """
-    return Parallel(tuple(_unwrap(node) for node in nodes if node.size), scope)
+    return Parallel(tuple(_unwrap(node) for node in nodes if node.size), scope, limit)
 
 
 def _unwrap(node: Node) -> Node:
@@ -164,6 +166,48 @@ def loads(data: bytes) -> Node:
         raise CorruptRecord(f"not a plan: {exc!r}") from None
 
 
+def to_dict(node: Node) -> dict[str, Any]:
+    """*node* for people and other programs: see `Clutch.to_json`."""
+    if isinstance(node, Job):
+        data: dict[str, Any] = {"task": node.task}
+        for name in ("args", "kwargs", "options"):
+            if value := getattr(node, name):
+                data[name] = value
+        return {**data, "prepend": True} if node.prepend else data
+    data = {key: value for key, value in _to_json(node).items() if key in ("scope", "limit")}
+    kind = "series" if isinstance(node, Series) else "parallel"
+    return {kind: [to_dict(child) for child in children(node)], **data}
+
+
+def from_dict(data: Any, is_plain: Callable[[str], bool]) -> Node:
+    """The node that `to_dict` wrote; *is_plain* tells of a task by name.
+
+    Raises:
+        TypeError, KeyError, ValueError: *data* is not of that form.
+    """
+    kinds = [kind for kind in ("task", "series", "parallel") if kind in data]
+    if len(kinds) != 1:
+        raise ValueError(f"{data!r:.80} has to have one of: task, series, parallel")
+    unknown = set(data) - {*kinds, "args", "kwargs", "options", "prepend", "scope", "limit"}
+    if unknown:
+        raise ValueError(f"{data!r:.80} has unknown keys: {', '.join(sorted(unknown))}")
+    if kinds == ["task"]:
+        name = data["task"]
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{name!r} is not the name of a task")
+        args, kwargs = tuple(data.get("args") or ()), dict(data.get("kwargs") or {})
+        options = dict(data.get("options") or {})
+        return Job(name, args, kwargs, options, is_plain(name), bool(data.get("prepend")))
+    nodes = [from_dict(child, is_plain) for child in data[kinds[0]]]
+    scope = Scope(**data.get("scope", {}))
+    if kinds == ["series"]:
+        return series(nodes, scope)
+    limit = data.get("limit")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ValueError(f"limit is a number of at least 1, not {limit!r}")
+    return parallel(nodes, scope, limit)
+
+
 def _measure(node: Series | Parallel, nodes: tuple[Node, ...]) -> None:
     depth = 1 + max((child.depth for child in nodes), default=0)
     if depth > MAX_DEPTH:
@@ -200,6 +244,8 @@ def _to_json(node: Node) -> dict[str, Any]:
     data: dict[str, Any] = {kind: [_to_json(child) for child in children(node)]}
     if node.scope:
         data["scope"] = scope_to_json(node.scope)
+    if isinstance(node, Parallel) and node.limit is not None:
+        data["limit"] = node.limit
     return data
 
 
@@ -209,4 +255,5 @@ def _from_json(data: dict[str, Any]) -> Node:
     scope = Scope(**data.get("scope", {}))
     if "series" in data:
         return Series(tuple(_from_json(child) for child in data["series"]), scope)
-    return Parallel(tuple(_from_json(child) for child in data["parallel"]), scope)
+    branches = tuple(_from_json(child) for child in data["parallel"])
+    return Parallel(branches, scope, data.get("limit"))

@@ -55,6 +55,7 @@ class Plugins:
         """
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
+        self._observers: dict[str, list[tuple[str, Callable[[Any], Any]]]] = {}
         self.register(BuiltinStores(), "celery-clutch")
         for point in entry_points(group=hookspecs.PROJECT) if found is None else found:
             self._load(point)
@@ -67,6 +68,7 @@ class Plugins:
         try:
             self._manager.register(plugin, f"{name} ({plugin!r})" if taken else name)
             self._manager.check_pending()
+            self._observers.clear()
         except (ValueError, pluggy.PluginValidationError) as exc:
             raise PluginError(
                 f"the celery-clutch plugin of {name} cannot be registered: {exc}"
@@ -79,6 +81,13 @@ class Plugins:
             PluginError: two plugins claim one scheme, or one fails to answer.
         """
         return {scheme: factory for scheme, (factory, _) in self._owned_stores().items()}
+
+    def observers(self, hook: str) -> list[tuple[str, Callable[[Any], Any]]]:
+        """The implementations of an observer's hook, with the names of their plugins."""
+        if hook not in self._observers:
+            found = getattr(self._manager.hook, hook).get_hookimpls()
+            self._observers[hook] = [(impl.plugin_name, _observer(impl)) for impl in found]
+        return self._observers[hook]
 
     def open(self, settings: Settings) -> ResultStore:
         """The store that *settings* ask for.
@@ -137,6 +146,12 @@ class Plugins:
                 "Repair or uninstall it."
             ) from exc
         self.register(plugin, name)
+
+
+def _observer(impl: Any) -> Callable[[Any], Any]:
+    function: Callable[..., Any] = impl.function
+    # pluggy lets implementations leave out what they do not need.
+    return function if impl.argnames else lambda event: function()
 
 
 def _checked(brought: Any) -> dict[str, StoreFactory]:

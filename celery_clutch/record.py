@@ -96,6 +96,12 @@ class Meta:
     tags: tuple[str, ...] = ()
     scopes: Mapping[str, Scope] = field(default_factory=dict)
     parent: Parent | None = None
+    expires: float = 0.0
+    context: Mapping[str, str] = field(default_factory=dict)
+
+    def origin(self, run: str, generation: int) -> Header:
+        """The header that those of all jobs derive from."""
+        return Header(run, generation, "", "", expires=self.expires, context=self.context)
 
     def dumps(self) -> bytes:
         """As JSON."""
@@ -107,6 +113,10 @@ class Meta:
         scopes = {at: scope_to_json(scope) for at, scope in self.scopes.items() if scope or at}
         if scopes:
             data["scopes"] = scopes
+        if self.expires:
+            data["expires"] = self.expires
+        if self.context:
+            data["context"] = dict(self.context)
         if self.parent:
             data["parent"] = asdict(self.parent)
         return codec.encode_plan(data)

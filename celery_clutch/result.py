@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, closing
 from typing import Any, NoReturn
 
 from celery import Celery, current_app
@@ -10,6 +14,7 @@ from celery import Celery, current_app
 from . import canvas, codec, compat, dispatch, pages, plan, record
 from .errors import (
     ClutchCancelled,
+    ClutchExpired,
     ClutchFailed,
     ClutchTimeout,
     CorruptRecord,
@@ -21,7 +26,7 @@ from .plan import Node
 from .plugins import runtime
 from .status import Failure, Progress, State, Status
 from .stores.base import ENDED, Missing, Record, ResultStore
-from .task import reopen
+from .task import finished, reopen
 
 
 class ClutchResult:
@@ -66,15 +71,43 @@ class ClutchResult:
 
     def status(self) -> Status:
         """Everything that is known of the run; ``status().to_dict()`` is JSON-friendly."""
-        return record.status(self._record())
+        return record.status(self.record())
 
     def progress(self) -> Progress:
-        """How many jobs are done, of how many."""
+        """How many jobs are done, of how many, how fast, and how long the rest will take."""
         return self.status().progress
+
+    def watch(self, timeout: float | None = None) -> Iterator[Status]:
+        """Yield the status now and at every change, until the run has ended.
+
+        Changes that follow one another closely are one. On Redis it waits for messages, elsewhere
+        it looks at the store, at most twice a second.
+
+        Args:
+            timeout: seconds after which `ClutchTimeout` is raised; None watches for ever.
+        """
+        changed, deadline = _Changed(self.id, timeout), _deadline(timeout)
+        with closing(self._store.watch(self.id)) as waiting:
+            for _ in waiting:
+                if (status := changed(self.status(), deadline)) is not None:
+                    yield status
+                    if status.state in ENDED:
+                        return
+
+    async def awatch(self, timeout: float | None = None) -> AsyncIterator[Status]:
+        """`watch` for asyncio: the event loop is not blocked."""
+        changed, deadline = _Changed(self.id, timeout), _deadline(timeout)
+        async with aclosing(self._store.watch_async(self.id)) as waiting:
+            async for _ in waiting:
+                status = changed(await asyncio.to_thread(self.status), deadline)
+                if status is not None:
+                    yield status
+                    if status.state in ENDED:
+                        return
 
     def failures(self) -> list[Failure]:
         """The latest failure of every job that is failing or dead, by address."""
-        return record.failures(self._record())
+        return record.failures(self.record())
 
     def get(self, timeout: float | None = None, propagate: bool = True) -> list[Any]:
         """Wait for the end and return the results of the last step, always a list.
@@ -86,7 +119,8 @@ class ClutchResult:
 
         Raises:
             ClutchTimeout: the run has not ended in time.
-            ClutchFailed: a job is dead; ``failures`` says which.
+            ClutchFailed: a job is dead; ``failures`` says which. `ClutchExpired` if that is because
+                it had not started by the clutch's deadline.
             ClutchCancelled: the run was cancelled.
             GetInsideTask: called in a task, where it would block the worker the run may need.
         """
@@ -109,7 +143,7 @@ class ClutchResult:
             MissingResult: it is not there yet.
             LookupError: the plan has no such address.
         """
-        found = self._record()
+        found = self.record()
         if address is None:
             slots, _ = pages.expand_slots(record.Meta.loads(found.meta).last)
             return canvas.read_values(self._store, self.id, slots)
@@ -139,13 +173,16 @@ class ClutchResult:
 
         Returns whether the run was RUNNING or FAILED before. ``resume`` takes it up again.
         """
-        found = self._record()
-        for nested in _held_runs(found):
+        found = self.record()
+        for nested in held_runs(found):
             handle = ClutchResult(nested, self.app)
             if self._store.peek(nested):
                 handle.cancel()
         sources = (State.RUNNING, State.FAILED)
-        return self._store.transition(self.id, sources, State.CANCELLED, found.generation)
+        moved = self._store.transition(self.id, sources, State.CANCELLED, found.generation)
+        if moved:
+            finished(self.app, self.id)
+        return moved
 
     def resume(self) -> bool:
         """Run again what has no result; what has one is not run again.
@@ -154,7 +191,7 @@ class ClutchResult:
         far are dropped when they arrive, so calling this twice is harmless. A nested run is resumed
         through the job that waits for it. Returns whether there was anything to resume.
         """
-        found = self._record()
+        found = self.record()
         parent = record.Meta.loads(found.meta).parent
         if parent and self._store.peek(parent.header["run"]):
             return ClutchResult(parent.header["run"], self.app).resume()
@@ -174,7 +211,7 @@ class ClutchResult:
         Returns whether there was one.
         """
         found = self._store.read(self.id)
-        for nested in _held_runs(found) if found else ():
+        for nested in held_runs(found) if found else ():
             ClutchResult(nested, self.app).forget()
         return self._store.delete(self.id)
 
@@ -184,7 +221,8 @@ class ClutchResult:
     def _store(self) -> ResultStore:
         return runtime(self.app).store
 
-    def _record(self) -> Record:
+    def record(self) -> Record:
+        """What the store keeps of the run beside pages and results."""
         found = self._store.read(self.id)
         if found is None:
             self._not_found()
@@ -208,7 +246,7 @@ class ClutchResult:
             self._not_found()
         if state not in ENDED:
             raise ClutchTimeout(f"run {self.id} has not ended within {timeout} seconds")
-        found = self._record()
+        found = self.record()
         if state is State.SUCCEEDED or not propagate:
             slots, _ = pages.expand_slots(record.Meta.loads(found.meta).last)
             return _decode(self._store.values(self.id, slots), state, self.id)
@@ -218,7 +256,9 @@ class ClutchResult:
         dead = [failure for failure in failures if failure.final]
         told = "; ".join(f"{f.task} at {f.address}: {f.exception}: {f.message}" for f in dead[:3])
         more = f" and {len(dead) - 3} more" if len(dead) > 3 else ""
-        raise ClutchFailed(f"run {self.id} has failed: {told}{more}", failures)
+        late = f"{ClutchExpired.__module__}.{ClutchExpired.__qualname__}"
+        kind = ClutchExpired if dead and all(f.exception == late for f in dead) else ClutchFailed
+        raise kind(f"run {self.id} has failed: {told}{more}", failures)
 
     def _value(self, address: str, slot: str, node: Node) -> Any:
         if isinstance(node, plan.Parallel):
@@ -241,6 +281,26 @@ class ClutchResult:
         return f"<ClutchResult {self.id}>"
 
 
+class _Changed:
+    """Lets a status through that differs from the one before."""
+
+    def __init__(self, run: str, timeout: float | None) -> None:
+        self.run, self.timeout = run, timeout
+        self.last: Status | None = None
+
+    def __call__(self, status: Status, deadline: float) -> Status | None:
+        if status.state not in ENDED and time.monotonic() > deadline:
+            raise ClutchTimeout(f"run {self.run} has not ended within {self.timeout} seconds")
+        if status == self.last:
+            return None
+        self.last = status
+        return status
+
+
+def _deadline(timeout: float | None) -> float:
+    return math.inf if timeout is None else time.monotonic() + timeout
+
+
 def _locate(root: plan.Series, address: str) -> tuple[str, str, plan.Node]:
     """The node at *address* and the slot its value is in."""
     node: plan.Node = root
@@ -259,7 +319,8 @@ def _locate(root: plan.Series, address: str) -> tuple[str, str, plan.Node]:
     return at, slot or at, node
 
 
-def _held_runs(found: Record) -> list[str]:
+def held_runs(found: Record) -> list[str]:
+    """The runs that jobs of a run wait for."""
     return [run for held in found.held.values() for run in record.Held.loads(held).runs]
 
 

@@ -25,6 +25,7 @@ class Settings:
         max_result_bytes: ``clutch_max_result_bytes``, the largest result as JSON (1 MiB).
         max_starts: ``clutch_max_starts``, how often a job is started without an outcome (its
             worker killed each time) before it is given up (5).
+        grace: ``clutch_grace``, seconds without an event after which `sweep` looks at a run (30).
     """
 
     store: str
@@ -33,6 +34,7 @@ class Settings:
     key_prefix: str = "clutch"
     max_result_bytes: int = 1024 * 1024
     max_starts: int = 5
+    grace: float = 30.0
 
     @classmethod
     def of(cls, conf: Any) -> Settings:
@@ -50,6 +52,7 @@ class Settings:
             key_prefix=str(conf.get("clutch_key_prefix") or default.key_prefix),
             max_result_bytes=_whole(conf, "clutch_max_result_bytes", default.max_result_bytes),
             max_starts=_whole(conf, "clutch_max_starts", default.max_starts),
+            grace=_number(conf, "clutch_grace", default.grace),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
@@ -49,12 +49,12 @@ class Failure:
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON-friendly dict."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Failure:
         """The failure that `to_dict` wrote; keys it does not know are left out."""
-        return cls(**{field.name: data[field.name] for field in fields(cls)})
+        return cls(**{each.name: data[each.name] for each in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +66,18 @@ class Progress:
         total: all jobs of the plan.
         failing: jobs whose last attempt failed and that will be retried.
         dead: jobs that will not be retried.
+        rate: jobs done in a second, on average from ``engage`` to the last event; None before the
+            first.
+        seconds_left: how long the rest will take at that rate; None while that is unknown, 0.0
+            when the run has ended.
     """
 
     done: int
     total: int
     failing: int
     dead: int
+    rate: float | None = field(default=None, compare=False)
+    seconds_left: float | None = field(default=None, compare=False)
 
     @property
     def fraction(self) -> float:
@@ -112,12 +118,17 @@ class Status:
 
     @property
     def progress(self) -> Progress:
-        """The counts alone."""
-        return Progress(self.done, self.total, self.failing, self.dead)
+        """The counts, and what they say of the time the rest will take."""
+        seconds = _timestamp(self.updated_at) - _timestamp(self.created_at)
+        rate = self.done / seconds if self.done and seconds > 0 else None
+        left = (self.total - self.done) / rate if rate else None
+        if self.state is not State.RUNNING:
+            left = 0.0
+        return Progress(self.done, self.total, self.failing, self.dead, rate, left)
 
     def to_dict(self) -> dict[str, Any]:
         """As a JSON-friendly dict; what handlers receive."""
-        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        data = {each.name: getattr(self, each.name) for each in fields(self)}
         data["state"] = str(self.state)
         data["tags"] = list(self.tags)
         data["failures"] = [failure.to_dict() for failure in self.failures]
@@ -126,11 +137,15 @@ class Status:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Status:
         """The status that `to_dict` wrote."""
-        values = {field.name: data[field.name] for field in fields(cls)}
+        values = {each.name: data[each.name] for each in fields(cls)}
         values["state"] = State(values["state"])
         values["tags"] = tuple(values["tags"])
         values["failures"] = tuple(map(Failure.from_dict, values["failures"]))
         return cls(**values)
+
+
+def _timestamp(at: str) -> float:
+    return datetime.fromisoformat(at).timestamp()
 
 
 def isoformat(timestamp: float) -> str:

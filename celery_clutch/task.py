@@ -20,9 +20,17 @@ import orjson
 from celery import Celery, Task, chord
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 
-from . import canvas, codec, compat, dispatch, pages, record
+from . import canvas, codec, compat, dispatch, pages, record, signals
 from .data import Data
-from .errors import AlreadyEngaged, JobLost, NestedClutchFailed, StoreUnavailable
+from .errors import (
+    AlreadyEngaged,
+    ClutchExpired,
+    JobLost,
+    NestedClutchFailed,
+    ResultError,
+    StoreUnavailable,
+)
+from .events import Finished, JobFailed, JobFinished, JobStarted, StepSettled
 from .header import NAME, Header
 from .pages import Expand
 from .plan import Scope
@@ -47,7 +55,7 @@ class Attempt:
         self.app = app
         self.header = header
         self.request = request
-        self.task = task
+        self.task = header.task or task
         self.runtime = runtime(app)
         self.token = os.urandom(8).hex()
         self.nested: list[canvas.Prepared] = []
@@ -112,18 +120,48 @@ class Attempt:
             generation=header.generation,
             token=self.token,
             job=not header.close,
-            settles=header.settled_by_completion(),
+            settles=header.settled_by_completion(
+                alone=signals.heard(self.app, signals.clutch_step_settled)
+            ),
             joins=header.joins(),
             changes=outcome.changes,
             info=outcome.info,
         )
+        if done.fresh and not header.close:
+            signals.emit(self.app, signals.clutch_job_finished, lambda: self.finished(outcome))
+        if done.settled:
+            settled(self.app, header, done.settled, failed=bool(done.report))
         if done.report:
             report(self.app, header.run, done.report)
         if done.succeeded:
             announce(self.app, header.run, "on_success", "")
+            finished(self.app, header.run)
         if done.joined and header.join:
             dispatch.take_place(self.request, header.join)
         return done
+
+    def where(self) -> tuple[str, int, str, str, str, int]:
+        """The job and its attempt, as events tell them."""
+        header, task_id = self.header, str(getattr(self.request, "id", "") or "")
+        return header.run, header.generation, header.at, self.task, task_id, self.number
+
+    def started_event(self) -> JobStarted:
+        return JobStarted(*self.where(), self.started, self.header.context)
+
+    def finished(self, outcome: record.Held) -> JobFinished:
+        info = orjson.loads(outcome.info) if outcome.info else {}
+        run, generation, address, task, task_id, number = self.where()
+        return JobFinished(
+            run,
+            generation,
+            address,
+            task,
+            task_id,
+            attempt=info.get("attempt", number),
+            at=time.time(),
+            seconds=info.get("seconds", 0.0),
+            context=self.header.context,
+        )
 
     def join(self) -> None:
         """The job has its result, from a message before this one: be counted in its page."""
@@ -165,11 +203,84 @@ def fail(app: Celery, header: Header, failure: Failure, token: str, *, loud: boo
         token=token,
         settles=header.settled_by_failure(loud=loud),
     )
+    if done.recorded:
+        signals.emit(app, signals.clutch_job_failed, lambda: failed(header, failure))
+    for step in done.settled:
+        settled(app, header, step, failed=True)
     for step in done.reports:
         report(app, header.run, step)
     if done.died:
         announce(app, header.run, "on_death", header.at)
+        finished(app, header.run)
         _fail_parent(app, header.run, failure, token)
+    if done.recorded and failure.final and header.lane:
+        _go_on(app, header)
+
+
+def _go_on(app: Celery, header: Header) -> None:
+    """The branch that a lane ran is dead: let the lane take the next one.
+
+    Nothing waits for the lane any more; like the other branches of a parallel, what is in it runs.
+    """
+    lane = header.lane
+    while lane:
+        here = replace(header, lane=lane["outer"])
+        try:
+            dispatch.send(app, canvas.Compiler(app, here).lane(lane, counted=False))
+        except Exception:
+            logger.exception("a lane of %s in run %s stops here", lane["at"], header.run)
+        lane = lane["outer"]
+
+
+def failed(header: Header, failure: Failure) -> JobFailed:
+    """*failure* as observers are told of it."""
+    return JobFailed(
+        header.run,
+        header.generation,
+        header.at,
+        failure.task,
+        failure.task_id,
+        failure.attempt,
+        time.time(),
+        failure,
+        header.context,
+    )
+
+
+def settled(app: Celery, header: Header, step: str, *, failed: bool) -> None:
+    """Tell observers that a step has settled."""
+    signals.emit(
+        app,
+        signals.clutch_step_settled,
+        lambda: StepSettled(
+            header.run, header.generation, step, failed, time.time(), header.context
+        ),
+    )
+
+
+def finished(app: Celery, run: str) -> None:
+    """Tell observers that a run has ended."""
+
+    def make() -> Finished | None:
+        found = runtime(app).store.read(run)
+        if found is None:
+            return None
+        meta = record.Meta.loads(found.meta)
+        return Finished(
+            run,
+            meta.name,
+            meta.tags,
+            found.state,
+            found.generation,
+            meta.jobs,
+            found.done,
+            found.created_at,
+            found.ended_at or found.updated_at,
+            meta.parent.to_status() if meta.parent else None,
+            meta.context,
+        )
+
+    signals.emit(app, signals.clutch_finished, make)
 
 
 def _fail_parent(app: Celery, run: str, failure: Failure, token: str) -> None:
@@ -354,14 +465,11 @@ class ClutchTask(Task):
             held = record.Held(changes=changes)  # for collect, which completes the job
             store, header = attempt.store, attempt.header
             store.patiently(store.hold, header.run, header.at, held.dumps())
-        compiler = canvas.Compiler(self.app, attempt.header.run, attempt.header.generation)
+        compiler = canvas.Compiler(self.app, attempt.header)
+        header = replace(attempt.header, task=attempt.task)
+        counted = bool(self.request.chord)
         collect = compiler.internal(
-            canvas.COLLECT,
-            (),
-            self._queue(),
-            bool(self.request.chord),
-            attempt.header,
-            immutable=False,
+            canvas.COLLECT, (), self._queue(), counted, header, immutable=False
         )
         if self.request.callbacks:
             dispatch.pass_links(self.request, collect)
@@ -381,6 +489,11 @@ class ClutchTask(Task):
         held = record.Held.loads(begun.held) if begun.held is not None else None
         if held and held.runs:
             return self._wait_for_nested(attempt, held)
+        if attempt.header.expires and attempt.number == 1 and time.time() > attempt.header.expires:
+            late = too_late(attempt.header)
+            attempt.fail(late, final=True)
+            raise late
+        signals.emit(self.app, signals.clutch_job_started, attempt.started_event)
         value, outcome = self._run(attempt, args, kwargs)
         if attempt.replaced:  # only an eager replace returns; the value has been collected
             return None
@@ -443,9 +556,11 @@ class ClutchTask(Task):
                 if nested.shares:
                     nested.share(attempt.data.encoded())
                 nested.create()
-        except AlreadyEngaged as exc:
+        except (AlreadyEngaged, ResultError) as exc:
             attempt.fail(exc, final=True)
             raise
+        for nested in attempt.nested:
+            signals.emit(self.app, signals.clutch_engaged, nested.engaged)
         held = replace(
             outcome,
             runs=tuple(nested.run for nested in attempt.nested),
@@ -454,8 +569,7 @@ class ClutchTask(Task):
         attempt.store.patiently(attempt.store.hold, header.run, header.at, held.dumps())
         if getattr(self.request, "is_eager", False):
             for nested in attempt.nested:
-                compiler = canvas.Compiler(self.app, nested.run, 0)
-                canvas.run_eagerly(compiler, nested.cut.pages[pages.ROOT])
+                canvas.run_eagerly(nested.compiler(), nested.cut.pages[pages.ROOT])
             return self._settle_eagerly(attempt, held)
         left = [nested.canvas() for nested in attempt.nested if nested.meta.jobs]
         return self._wait_for(left, attempt, held)
@@ -475,9 +589,10 @@ class ClutchTask(Task):
         if not nested:
             complete_held(attempt, held)
             return dispatch.follow(self)
-        compiler = canvas.Compiler(self.app, attempt.header.run, attempt.header.generation)
+        compiler = canvas.Compiler(self.app, attempt.header)
+        header = replace(attempt.header, task=attempt.task)
         counted = bool(self.request.chord)
-        settle = compiler.internal(canvas.SETTLE, (), self._queue(), counted, attempt.header)
+        settle = compiler.internal(canvas.SETTLE, (), self._queue(), counted, header)
         attempt.replaced = True
         canvas.drop_own_errbacks(self.request)
         if len(nested) == 1 or not compat.supports_chords(self.app.backend):
@@ -532,8 +647,8 @@ def reopen(app: Celery, run: str) -> tuple[canvas.Compiler, record.Meta] | None:
     peeked = store.peek(run)
     if peeked is None or peeked[0] is State.SUCCEEDED:
         return None
-    compiler = canvas.Compiler(app, run, found.generation + 1)
-    return compiler, record.Meta.loads(found.meta)
+    meta = record.Meta.loads(found.meta)
+    return canvas.Compiler(app, meta.origin(run, found.generation + 1)), meta
 
 
 def previous_results() -> list[Any]:
@@ -567,6 +682,14 @@ def _iterate(attempt: Attempt, chunk: int) -> Iterator[Any]:
     for start in range(0, len(slots), chunk):
         part = slots[start : start + chunk]
         yield from canvas.read_values(attempt.store, attempt.header.run, part)
+
+
+def too_late(header: Header) -> ClutchExpired:
+    """What a job fails with that has not started by its clutch's deadline."""
+    return ClutchExpired(
+        f"job {header.at} had not started by {isoformat(header.expires)}, the deadline of its "
+        "clutch (expires)"
+    )
 
 
 def _is_stop(exc: SystemExit) -> bool:

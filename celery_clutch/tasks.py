@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -28,12 +29,12 @@ from .errors import (
     NestedClutchFailed,
     StoreUnavailable,
 )
-from .header import NAME, Header
+from .header import NAME, Header, Lane
 from .plugins import runtime
 from .record import Held
 from .status import State
 from .stores.base import Begun, Verdict
-from .task import Attempt, ClutchTask, announce, complete_held, describe, fail
+from .task import Attempt, ClutchTask, announce, complete_held, describe, fail, too_late
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def expand(self: InternalTask, page: str) -> Any:
     if header.generation:
         slots = list(pages.slots(items))
         items = pages.without(items, store.patiently(store.finished, header.run, slots))
-    compiler = canvas.Compiler(self.app, header.run, header.generation)
+    compiler = canvas.Compiler(self.app, header)
     counted = bool(self.request.chord)
     if counted and not self.request.chain and not self.request.callbacks:
         flat = compiler.joined(page, items, dispatch.membership(self.request))
@@ -97,6 +98,39 @@ def expand(self: InternalTask, page: str) -> Any:
         canvas.drop_own_errbacks(self.request)
         return dispatch.replace(self, compiled)
     dispatch.send(self.app, compiled)
+    return None
+
+
+@shared_task(name=canvas.LANE, base=InternalTask, bind=True)
+def lane(self: InternalTask) -> Any:
+    """Put the next branch of a narrow parallel, and this lane behind it, in this task's place."""
+    header = self.attempt().header
+    store, own = runtime(self.app).store, header.lane
+    assert own is not None
+    number = store.patiently(
+        store.take, header.run, own["at"], str(own["lane"]), own["number"], header.generation
+    )
+    if number < 0:
+        raise Ignore(f"run {header.run} was cancelled, resumed or forgotten, or the lane went on")
+    if number >= own["width"]:
+        return None
+    page = canvas.load_page(store, header.run, pages.lane_page(own["at"], number))
+    (chunk,) = page
+    assert isinstance(chunk, pages.ParallelItem)
+    items = chunk.branches[number % pages.LANE]
+    if header.generation:
+        slots = list(pages.slots(items))
+        items = pages.without(items, store.patiently(store.finished, header.run, slots))
+    here = Lane(**{**own, "number": number})
+    compiler = canvas.Compiler(self.app, replace(header, lane=here))
+    counted = bool(self.request.chord)
+    following = compiler.lane(here, counted)
+    branch = compiler.page(items)
+    following = following if branch is None else dispatch.followed(branch, [following])
+    if counted or self.request.chain or self.request.callbacks:
+        canvas.drop_own_errbacks(self.request)
+        return dispatch.replace(self, following)
+    dispatch.send(self.app, following)
     return None
 
 
@@ -186,7 +220,7 @@ def _record(app: Any, header: Header, request: Any, exc: Any, traceback: Any) ->
     if not lost and store.patiently(store.finished, header.run, [header.slot]):
         # The job has its result, so what failed is Celery's own work behind it: sending what
         # follows.
-        header = Header(header.run, header.generation, header.at, f"{header.at}>")
+        header = header.elsewhere(header.at, f"{header.at}>")
     failure = replace(failure, attempt=number, final=True)
     fail(app, header, failure, os.urandom(8).hex())
 
@@ -194,8 +228,12 @@ def _record(app: Any, header: Header, request: Any, exc: Any, traceback: Any) ->
 @signals.task_revoked.connect(weak=False)
 def _on_revoked(sender: Any = None, request: Any = None, **info: Any) -> None:
     """Revoked and expired jobs have no errback."""
-    reason = "expired" if info.get("expired") else "revoked"
-    _record_signal(sender.app, request, TaskRevokedError(reason))
+    expired = info.get("expired")
+    exc: Exception = TaskRevokedError("expired" if expired else "revoked")
+    header = Header.of(request)
+    if expired and header and header.expires and time.time() > header.expires:
+        exc = too_late(header)
+    _record_signal(sender.app, request, exc)
 
 
 @signals.task_unknown.connect(weak=False)

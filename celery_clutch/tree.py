@@ -87,9 +87,10 @@ class Node(NamedTuple):  # made by the hundred thousand, which takes a dataclass
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A run: its status, and its plan with the state of each node."""
+    """A run: its status, its plan, and the plan with the state of each node."""
 
     status: Status
+    plan: Series
     root: Node
 
     def walk(self) -> Iterator[Node]:
@@ -164,14 +165,15 @@ def build(
         state = "dead" if failure else overall(states)
         return Node(address, kind_of(node), "", state, states, NEVER, failure, below)
 
-    return Tree(status, build_node("", root))
+    return Tree(status, root, build_node("", root))
 
 
 ONE: dict[str, Mapping[str, int]] = {state: {state: 1} for state in MARKS}
 
 
 def lines(tree: Tree, now: float, *, wide: int = WIDE, traceback: bool = False) -> Line:
-    """*tree* as what to show: of a parallel wider than *wide* only the branches in trouble.
+    """*tree* as what to show: of a parallel wider than *wide* the branches that are in trouble, or
+    running.
 
     Args:
         tree: the run.
@@ -261,7 +263,8 @@ class Pace:
 def _shown(node: Node, wide: int) -> Sequence[Node]:
     if node.kind != "parallel" or len(node.below) <= wide:
         return node.below
-    return [each for each in node.below if each.state in ("failing", "dead")][:wide]
+    trouble = [each for each in node.below if each.state in ("failing", "dead")]
+    return [*trouble, *(each for each in node.below if each.state == "running")][:wide]
 
 
 def _notes(node: Node, now: float) -> Iterator[str]:

@@ -15,7 +15,15 @@ import enum
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -355,11 +363,12 @@ class ResultStore(ABC):
         """Put something away for the job at *address*, until it completes. The last call wins."""
 
     @abstractmethod
-    def take(self, run: str, key: str, lane: str, token: str, generation: int) -> int:
+    def take(self, run: str, key: str, lane: str, after: int, generation: int) -> int:
         """Take the next number, from 0, of the counter *key* in this generation.
 
-        -1 when `begin` would say DROP. A *lane* that asks again with the *token* of its last call
-        gets the same number again.
+        *after* is the number that the *lane* took before, -1 at first. The call of a lane that
+        is repeated gets the same number again; one with an *after* that is older than that gets -1,
+        and so does every call when `begin` would say DROP.
         """
 
     @abstractmethod
@@ -444,7 +453,7 @@ class ResultStore(ABC):
             await asyncio.sleep(pause if left is None else min(pause, left))
         raise AssertionError("unreachable")
 
-    def watch(self, run: str) -> Iterator[None]:
+    def watch(self, run: str) -> Generator[None, None, None]:
         """Yield at once, and again whenever the run may have changed since, until it is closed.
 
         It also yields now and then without a change, so that a caller with a deadline can look up.
@@ -454,7 +463,7 @@ class ResultStore(ABC):
             yield
             time.sleep(pause)
 
-    async def watch_async(self, run: str) -> AsyncIterator[None]:
+    async def watch_async(self, run: str) -> AsyncGenerator[None, None]:
         """`watch`, without blocking the event loop."""
         for pause in _pauses():
             yield

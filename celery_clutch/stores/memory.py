@@ -46,7 +46,7 @@ class _Barrier:
 @dataclass
 class _Counter:
     taken: int = 0
-    lanes: dict[str, tuple[str, int]] = field(default_factory=dict)  # token and number
+    lanes: dict[str, tuple[int, int]] = field(default_factory=dict)  # after which, number
 
 
 @dataclass
@@ -252,16 +252,18 @@ class MemoryStore(ResultStore):
                 found.stop(address)
                 self._touch(found)
 
-    def take(self, run: str, key: str, lane: str, token: str, generation: int) -> int:
+    def take(self, run: str, key: str, lane: str, after: int, generation: int) -> int:
         with self._changed:
             found = self._get(run)
             if found is None or found.drops(generation):
                 return -1
             counter = found.counters.setdefault(key, _Counter())
             last, number = counter.lanes.get(lane, (None, -1))
-            if last != token:
+            if after == number:
                 number, counter.taken = counter.taken, counter.taken + 1
-                counter.lanes[lane] = token, number
+                counter.lanes[lane] = after, number
+            elif after != last:
+                return -1
             self._touch(found)
             return number
 

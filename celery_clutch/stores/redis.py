@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any
@@ -221,10 +221,10 @@ class RedisStore(ResultStore):
         with _errors():
             _hold(self._client, self._keys(run), address, held, self._ttl, self._result_ttl)
 
-    def take(self, run: str, key: str, lane: str, token: str, generation: int) -> int:
+    def take(self, run: str, key: str, lane: str, after: int, generation: int) -> int:
         times = (self._ttl, self._result_ttl)
         with _errors():
-            return int(_take(self._client, self._keys(run), key, lane, token, generation, *times))
+            return int(_take(self._client, self._keys(run), key, lane, after, generation, *times))
 
     def data(self, run: str) -> dict[str, bytes] | None:
         with _errors(), _reading(run):
@@ -331,7 +331,7 @@ class RedisStore(ResultStore):
                     pause = min(left, _RECHECK)
                     await asyncio.wait_for(channel.get_message(timeout=pause), pause + 5)
 
-    def watch(self, run: str) -> Iterator[None]:
+    def watch(self, run: str) -> Generator[None, None, None]:
         with _errors(), self._client.pubsub(ignore_subscribe_messages=True) as channel:
             channel.subscribe(f"{self._channels(run)}changed")
             channel.get_message(timeout=1.0)
@@ -341,7 +341,7 @@ class RedisStore(ResultStore):
                 while channel.get_message(timeout=0) is not None:
                     pass  # what has happened meanwhile is one change
 
-    async def watch_async(self, run: str) -> AsyncIterator[None]:
+    async def watch_async(self, run: str) -> AsyncGenerator[None, None]:
         if self._given is not None or _connection(self.url)[0] != "server":
             async for _ in super().watch_async(run):
                 yield

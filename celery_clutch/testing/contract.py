@@ -680,26 +680,31 @@ class StoreContract:
 
     def test_take(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 3)
-        assert [store.take("r", "1", "a", f"t{n}", 0) for n in range(3)] == [0, 1, 2]
-        assert store.take("r", "1", "b", "x", 0) == 3, "each number is taken once"
-        assert store.take("r", "1", "a", "t2", 0) == 2, "the same number for the same token"
-        assert store.take("r", "1", "b", "x", 0) == 3
-        assert store.take("r", "2", "a", "t2", 0) == 0, "each key counts for itself"
-        assert store.take("r", "1", "a", "y", 0) == 4
-        assert store.take("gone", "1", "a", "y", 0) == -1
-        assert store.take("r", "1", "a", "y", 1) == -1, "another generation"
+        assert [store.take("r", "1", "a", after, 0) for after in (-1, 0, 1)] == [0, 1, 2]
+        assert store.take("r", "1", "b", -1, 0) == 3, "each number is taken once"
+        assert store.take("r", "1", "a", 1, 0) == 2, "a call that is repeated"
+        assert store.take("r", "1", "b", -1, 0) == 3, "a call that is repeated"
+        assert store.take("r", "1", "a", 0, 0) == -1, "a call that is older than that"
+        assert store.take("r", "1", "a", 7, 0) == -1
+        assert store.take("r", "2", "a", -1, 0) == 0, "each key counts for itself"
+        assert store.take("r", "1", "a", 2, 0) == 4
+        assert store.take("r", "1", "a", -1, 0) == -1
+        assert store.take("gone", "1", "a", -1, 0) == -1
+        assert store.take("r", "1", "a", 4, 1) == -1, "another generation"
         assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
-        assert store.take("r", "1", "a", "y", 1) == 0, "counters are forgotten"
+        assert store.take("r", "1", "a", -1, 1) == 0, "counters are forgotten"
         store.transition("r", [State.RUNNING], State.CANCELLED, 1)
-        assert store.take("r", "1", "a", "z", 1) == -1, "as begin says DROP"
+        assert store.take("r", "1", "a", 0, 1) == -1, "as begin says DROP"
 
     def test_many_take_each_number_once(self, store: ResultStore) -> None:
         stores = self._two(store)
         store.create("r", b"", {}, 1)
 
         def work(lane: int) -> list[int]:
-            own = stores[lane % 2]
-            return [own.take("r", "1", str(lane), f"{lane} {n}", 0) for n in range(5)]
+            own, taken = stores[lane % 2], [-1]
+            for _ in range(5):
+                taken.append(own.take("r", "1", str(lane), taken[-1], 0))
+            return taken[1:]
 
         taken = [number for each in _at_once([_call(work, i) for i in range(6)]) for number in each]
         assert sorted(taken) == list(range(30))
@@ -1165,7 +1170,7 @@ class StoreContract:
             "complete": lambda store, run: _complete(store, run, "0"),
             "fail": lambda store, run: _fail(store, run, "1", settles=[Settles("1", "1", 2)]),
             "hold": lambda store, run: store.hold(run, "2", b"held"),
-            "take": lambda store, run: store.take(run, "1", "lane", "token", 0),
+            "take": lambda store, run: store.take(run, "1", "lane", -1, 0),
             "resume": lambda store, run: store.transition(run, [State.RUNNING], State.RUNNING, 0),
         }
         for scale in (1, 2, 4, 8):  # a machine that is held up for long gets more time
@@ -1800,7 +1805,7 @@ def _primitives(store: ResultStore) -> dict[str, Callable[[], Any]]:
         "hold": lambda: store.hold("r", "0", b""),
         "transition": lambda: store.transition("r", [State.RUNNING], State.CANCELLED, 0),
         "read": lambda: store.read("r"),
-        "take": lambda: store.take("r", "1", "lane", "token", 0),
+        "take": lambda: store.take("r", "1", "lane", -1, 0),
         "data": lambda: store.data("r"),
         "executions": lambda: store.executions("r"),
         "scan": store.scan,

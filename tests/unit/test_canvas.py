@@ -80,7 +80,7 @@ def compiled(
 ) -> Any:
     root = clutch.plan if isinstance(clutch, Clutch) else clutch
     items = pages.paginate(root, closed=counted).pages[page]
-    return Compiler(app, "r", 3).page(items, counted=counted)
+    return Compiler(app, Header("r", 3, "", "")).page(items, counted=counted)
 
 
 def header_of(sig: Any) -> Header:
@@ -97,7 +97,7 @@ def test_every_item_is_one_signature_with_its_header(root: Series, counted: bool
         wanted = [item for item in flat(items) if isinstance(item, (JobItem, CloseItem))]
         if any(isinstance(item, JobItem) and item.job.prepend for item in wanted):
             continue  # compiled with a result that is not there
-        sig = Compiler(app, "r", 3).page(items, counted=counted)
+        sig = Compiler(app, Header("r", 3, "", "")).page(items, counted=counted)
         if sig is None:
             assert items == ()
             continue
@@ -106,7 +106,7 @@ def test_every_item_is_one_signature_with_its_header(root: Series, counted: bool
             for each in singles(sig)
             if each.task not in (canvas.COLLECT, canvas.EXPAND) and "headers" in each.options
         ]
-        headers = [Header.of_item("r", 3, item) for item in wanted]
+        headers = [Header.of_item(Header("r", 3, "", ""), item) for item in wanted]
         assert Counter(found) == Counter(header for header in headers if header.slot)
         expands = [item.page for item in flat(items) if isinstance(item, Expand)]
         assert [each.args for each in singles(sig) if each.task == canvas.EXPAND] == [
@@ -120,7 +120,7 @@ def test_headers_end_in_one_plain_task(root: Series, counted: bool) -> None:
     for key, items in pages.paginate(root, closed=counted).pages.items():
         if any(isinstance(item, JobItem) and item.job.prepend for item in flat(items)):
             continue  # compiled with a result that is not there
-        sig = Compiler(app, "r", 0).page(items, counted=counted)
+        sig = Compiler(app, Header("r", 0, "", "")).page(items, counted=counted)
         if sig is None:
             continue
         assert ends_plain(sig) or not (counted and key == pages.ROOT)
@@ -148,7 +148,7 @@ def test_a_page_compiles_to_the_canvas_a_user_would_write(app: Celery) -> None:
 
 
 def test_nothing_left_is_no_canvas(app: Celery) -> None:
-    assert Compiler(app, "r", 0).page(()) is None
+    assert Compiler(app, Header("r", 0, "", "")).page(()) is None
 
 
 # --- what a job carries -------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_a_plain_task_gets_the_previous_result_in_its_message(
         store.complete("r", slot, slot, data, generation=0, token="x")
     previous = "0" if step == "one" else "0*2"
     item = JobItem("1", "1", previous, "", Job("plain", (5,), plain=True, prepend=True))
-    plain, _ = Compiler(app, "r", 0).job(item, False)
+    plain, _ = Compiler(app, Header("r", 0, "", "")).job(item, False)
     assert tuple(plain.args) == (expected, 5)
     assert not header_of(plain).prepend
 
@@ -346,7 +346,7 @@ def test_each_compilation_is_fresh(app: Celery) -> None:
     user.link(t.s(8))
     user.link_error(t.s(9))
     items = pages.paginate(series(user, parallel(user, user), user).plan).pages[pages.ROOT]
-    compiler = Compiler(app, "r", 0)
+    compiler = Compiler(app, Header("r", 0, "", ""))
     before = json.dumps(compiler.page(items))
     touched = compiler.page(items)
     for sig in singles(touched):
@@ -364,7 +364,7 @@ def test_a_link_added_to_what_was_compiled_reaches_nothing_else(app: Celery) -> 
     user = t.s()
     user.link(t.s(8))
     items = pages.paginate(Clutch(user).plan).pages[pages.ROOT]
-    compiler = Compiler(app, "r", 0)
+    compiler = Compiler(app, Header("r", 0, "", ""))
     (sig,) = singles(compiler.page(items))
     sig.link(t.s(9))  # as Celery does in replace()
     (again,) = singles(compiler.page(items))

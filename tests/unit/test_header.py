@@ -61,16 +61,16 @@ def test_a_header_is_small() -> None:
 
 def test_prepend_needs_something_to_prepend() -> None:
     job = Job("t", prepend=True)
-    assert not Header.of_item("r", 0, JobItem("0", "0", "", "", job)).prepend
-    assert Header.of_item("r", 0, JobItem("1", "1", "0", "", job)).prepend
+    assert not Header.of_item(Header("r", 0, "", ""), JobItem("0", "0", "", "", job)).prepend
+    assert Header.of_item(Header("r", 0, "", ""), JobItem("1", "1", "0", "", job)).prepend
 
 
 def test_the_header_of_a_close() -> None:
     gather = CloseItem("1", "0.1", "1*2", "0*2", queue="q")
-    assert Header.of_item("r", 3, gather) == Header(
+    assert Header.of_item(Header("r", 3, "", ""), gather) == Header(
         "r", 3, "1", "0.1", "1*2", "0*2", prepend=False, close=True
     )
-    assert Header.of_item("r", 0, CloseItem("4", scope="4")).slot == "4!"
+    assert Header.of_item(Header("r", 0, "", ""), CloseItem("4", scope="4")).slot == "4!"
 
 
 # --- settling -----------------------------------------------------------------------------
@@ -83,7 +83,11 @@ def listening(root: Series) -> Series:
 
 def headers_of(root: Series) -> list[Header]:
     items = all_items(paginate(root))
-    return [Header.of_item("r", 0, i) for i in items if isinstance(i, (JobItem, CloseItem))]
+    return [
+        Header.of_item(Header("r", 0, "", ""), i)
+        for i in items
+        if isinstance(i, (JobItem, CloseItem))
+    ]
 
 
 def widths(root: Series) -> dict[str, int]:
@@ -95,7 +99,7 @@ def test_when_all_completes_each_branch_settles_its_parallel_once(root: Series) 
     members: dict[str, Counter[str]] = defaultdict(Counter)
     wanted = widths(root)
     for header in headers_of(root):
-        if settles := header.settled_by_completion():
+        if settles := header.settled_by_completion(alone=False):
             assert settles.width == wanted[settles.step]
             members[settles.step][settles.member] += 1
     assert members == {
@@ -147,7 +151,7 @@ def test_a_job_outside_parallels_is_a_step_of_its_own(root: Series) -> None:
     for header in headers_of(root):
         if not header.close and not enclosing(root, header.at):
             assert header.settled_by_failure() == [Settles(header.at, header.at, 1)]
-            assert header.settled_by_completion() is None
+            assert header.settled_by_completion(alone=False) is None
 
 
 @given(plans(scope=scopes().map(lambda each: Scope(queue=each.queue))))
@@ -157,20 +161,20 @@ def test_where_nobody_listens_no_job_settles_anything(root: Series) -> None:
         if not header.close:
             assert header.settles == ""
             assert header.settled_by_failure() == []
-            assert header.settled_by_completion() is None
+            assert header.settled_by_completion(alone=False) is None
 
 
 def test_settling_by_example() -> None:
     j = Job("t")
     root = Series((j, Parallel((Series((j, j)), Parallel((j, j)))), j), LISTENING)
     by = {header.at: header for header in headers_of(root) if not header.close}
-    assert by["1.0.0"].settled_by_completion() is None
-    assert by["1.0.1"].settled_by_completion() == Settles("1", "1.0", 2)
+    assert by["1.0.0"].settled_by_completion(alone=False) is None
+    assert by["1.0.1"].settled_by_completion(alone=False) == Settles("1", "1.0", 2)
     assert by["1.0.0"].settled_by_failure() == [Settles("1", "1.0", 2)]
-    assert by["1.1.1"].settled_by_completion() == Settles("1.1", "1.1.1", 2)
+    assert by["1.1.1"].settled_by_completion(alone=False) == Settles("1.1", "1.1.1", 2)
     assert by["1.1.1"].settled_by_failure() == [
         Settles("1.1", "1.1.1", 2),
         Settles("1", "1.1", 2, loud=False),
     ]
     gather = next(header for header in headers_of(root) if header.close)
-    assert gather.settled_by_completion() == Settles("1", "1.1", 2)
+    assert gather.settled_by_completion(alone=False) == Settles("1", "1.1", 2)

@@ -21,6 +21,7 @@ NAMES = [
     *("Clutch", "series", "parallel"),
     *("ClutchTask", "previous_results"),
     *("ClutchResult", "Status", "Failure"),
+    "Sequence",
     *("ResultStore", "hookimpl"),
     "ClutchError",
 ]
@@ -102,10 +103,10 @@ def test_the_signature_of_clutch() -> None:
     ("thing", "expected"),
     [
         (celery_clutch.series, "(*steps)"),
-        (celery_clutch.parallel, "(*steps)"),
+        (celery_clutch.parallel, "(*steps, max_concurrency=None)"),
         (celery_clutch.previous_results, "()"),
         (Clutch.add, "(self, task, /, *args, **kwargs)"),
-        (Clutch.parallel, "(self)"),
+        (Clutch.parallel, "(self, *, max_concurrency=None)"),
         (Clutch.series, "(self)"),
         (Clutch.clear, "(self)"),
         (Clutch.engage, "(self, **options)"),
@@ -136,7 +137,7 @@ def test_signatures(thing: Any, expected: str) -> None:
 
 
 def test_properties() -> None:
-    for cls, names in [(ClutchResult, ["state"]), (ClutchTask, ["previous_results"])]:
+    for cls, names in [(ClutchResult, ["state"]), (ClutchTask, ["previous_results", "data"])]:
         for name in names:
             assert isinstance(inspect.getattr_static(cls, name), property)
     assert inspect.iscoroutinefunction(ClutchResult.aget)

@@ -62,9 +62,27 @@ def test_keys_of_a_newer_version_are_left_out(status: Status) -> None:
     assert Status.from_dict(data) == status
 
 
-@given(statuses)
-def test_progress_is_the_counts(status: Status) -> None:
-    assert status.progress == Progress(status.done, status.total, status.failing, status.dead)
+def status_of(**values: Any) -> Status:
+    base = dict.fromkeys(("name", "ended_at", "parent", "step"))
+    counts = {"generation": 0, "total": 8, "done": 2, "failing": 1, "dead": 0}
+    times = {"created_at": isoformat(1000), "updated_at": isoformat(1004)}
+    own = {"id": "r", "tags": (), "state": State.RUNNING, "failures": ()}
+    return Status(**{**base, **counts, **times, **own, **values})
+
+
+def test_progress_is_the_counts_and_the_time_they_took() -> None:
+    progress = status_of().progress
+    assert progress == Progress(done=2, total=8, failing=1, dead=0)
+    assert (progress.rate, progress.seconds_left) == (0.5, 12.0)
+
+
+def test_progress_before_the_first_result_and_after_the_end() -> None:
+    first = status_of(done=0).progress
+    assert (first.rate, first.seconds_left) == (None, None)
+    instant = status_of(updated_at=isoformat(1000)).progress
+    assert (instant.rate, instant.seconds_left) == (None, None)
+    failed = status_of(state=State.FAILED).progress
+    assert (failed.rate, failed.seconds_left) == (0.5, 0.0)
 
 
 def test_fraction() -> None:

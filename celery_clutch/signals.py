@@ -1,0 +1,69 @@
+"""Observers: pluggy hooks for plugins, and Celery signals of the same names for programs.
+
+::
+
+    from celery_clutch import signals
+
+    @signals.clutch_finished.connect
+    def on_finished(sender, event, **kwargs):  # sender is the Celery app
+        print(event.run, event.state)
+
+An observer that raises is logged and harms nothing. Nothing is built where nobody listens.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery.utils.dispatch import Signal
+
+from .events import Engaged, Event
+from .plugins import runtime
+
+logger = logging.getLogger(__name__)
+
+
+def _signal(name: str) -> Any:
+    return Signal(name=name, providing_args={"event"})
+
+
+clutch_engaged = _signal("clutch_engaged")
+clutch_job_started = _signal("clutch_job_started")
+clutch_job_finished = _signal("clutch_job_finished")
+clutch_job_failed = _signal("clutch_job_failed")
+clutch_step_settled = _signal("clutch_step_settled")
+clutch_finished = _signal("clutch_finished")
+
+
+def heard(app: Any, signal: Any) -> bool:
+    """Whether anybody listens."""
+    return bool(signal.receivers) or bool(runtime(app).plugins.observers(signal.name))
+
+
+def emit(app: Any, signal: Any, make: Callable[[], Event | None]) -> None:
+    """Tell the hooks and receivers of *signal*; *make* is called only if there are any."""
+    try:
+        if not heard(app, signal) or (event := make()) is None:
+            return
+    except Exception:
+        logger.exception("observers of %s could not be told", signal.name)
+        return
+    for name, observer in runtime(app).plugins.observers(signal.name):
+        try:
+            observer(event)
+        except Exception:
+            logger.exception("%s of the plugin %s failed", signal.name, name)
+    signal.send(sender=app, event=event)  # logs what receivers raise
+
+
+def context(app: Any, engaged: Engaged) -> dict[str, str]:
+    """What observers want to travel with a run."""
+    found: dict[str, str] = {}
+    for name, observer in runtime(app).plugins.observers("clutch_context"):
+        try:
+            found.update(observer(engaged) or {})
+        except Exception:
+            logger.exception("clutch_context of the plugin %s failed", name)
+    return found

@@ -1,0 +1,484 @@
+"""The command line, on an app with an embedded worker."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from celery.bin.base import CLIContext
+from click.testing import CliRunner, Result
+
+from celery_clutch import Clutch, ClutchResult, ClutchTask, State, canvas, cli, parallel
+from celery_clutch.errors import ClutchFailed
+from celery_clutch.plugins import runtime
+from celery_clutch.testing import embedded
+
+from .conftest import App
+from .test_embedded import until
+
+
+class Shop:
+    """An app, and its command line."""
+
+    def __init__(self) -> None:
+        self.app = App("shop", task_cls=ClutchTask, set_as_current=False)
+        self.go_on = threading.Event()
+        self.full = True
+
+        @self.app.task(name="shop.fetch")
+        def fetch(photo: Any) -> Any:
+            return photo
+
+        @self.app.task(name="shop.scan", bind=True)
+        def scan(job: ClutchTask) -> str:
+            if job.request.retries == 0:
+                raise job.retry(exc=ConnectionError("the scanner\nis busy"), countdown=0)
+            job.data["scanned"] = [1]
+            return "clean"
+
+        @self.app.task(name="shop.store")
+        def store() -> str:
+            if self.full:
+                raise OSError("the shelf is full")
+            return "stored"
+
+        @self.app.task(name="shop.wait")
+        def wait() -> str:
+            assert self.go_on.wait(60)
+            return "waited"
+
+        @self.app.task(name="shop.publish", bind=True)
+        def publish(job: ClutchTask) -> str:
+            inner = Clutch(wait, parent=job, name="letters", id="inner")
+            inner.engage()
+            return "published"
+
+        self.fetch, self.scan, self.store, self.wait, self.publish = (
+            fetch,
+            scan,
+            store,
+            wait,
+            publish,
+        )
+
+    def __call__(self, *args: str, code: int = 0, said: str | None = None) -> Result:
+        """Run ``clutch ARGS``."""
+        obj = CLIContext(self.app, no_color=True, workdir=None)
+        result = CliRunner().invoke(cli.clutch, args, obj=obj, input=said)
+        expected = result.exception is None or isinstance(result.exception, SystemExit)
+        assert expected, result.exception
+        assert result.exit_code == code, result.output
+        return result
+
+    def lines(self, *args: str, code: int = 0) -> list[str]:
+        return self(*args, code=code).output.splitlines()
+
+    def json(self, *args: str) -> Any:
+        return orjson.loads(self(*args).output)
+
+    def succeeded(self, id: str = "good", **options: Any) -> ClutchResult:
+        run = Clutch(self.fetch.s("a"), self.scan, name="sunset", id=id, app=self.app, **options)
+        handle = run.engage()
+        handle.get(timeout=30)
+        return handle
+
+    def failed(self) -> ClutchResult:
+        wide = parallel(*[self.fetch.s(n) for n in range(30)], self.store)
+        run = Clutch(wide, self.fetch.s("z"), name="shelf", id="bad", app=self.app).engage()
+        with suppress(ClutchFailed):
+            run.get(timeout=30)
+        until(lambda: run.progress().done == 30, 30)
+        return run
+
+    def waiting(self, *after: Any, id: str = "slow") -> ClutchResult:
+        run = Clutch(self.wait, *after, name="slow one", id=id, app=self.app).engage()
+        until(lambda: runtime(self.app).store.executions(run.id).get("0"), 30)
+        return run
+
+
+@pytest.fixture
+def shop() -> Iterator[Shop]:
+    shop = Shop()
+    with embedded(shop.app):
+        try:
+            yield shop
+        finally:
+            shop.go_on.set()
+
+
+# --- ls -----------------------------------------------------------------------------------------
+
+
+def test_ls(shop: Shop) -> None:
+    shop.succeeded(tags=["eu", "big"])
+    shop.failed()
+    head, bad, good = shop.lines("ls")
+    assert head.split() == ["ID", "NAME", "STATE", "JOBS", "ENGAGED", "TOOK", "TAGS"]
+    assert bad.startswith("bad   shelf   FAILED     30 of 32 jobs, 1 dead  ")
+    assert good.startswith("good  sunset  SUCCEEDED  2 of 2 jobs ")
+    assert good.endswith("eu big")
+
+
+def test_ls_json_is_one_object_a_line(shop: Shop) -> None:
+    shop.succeeded(tags=["eu"])
+    shop.succeeded(id="other")
+    found = [orjson.loads(line) for line in shop.lines("ls", "--json")]
+    assert [each["id"] for each in found] == ["other", "good"]
+    status = shop.json("show", "good", "--json")
+    assert found[1] == {key: status[key] for key in found[1]}
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        ((), ["bad", "other", "good"]),
+        (("--limit", "2"), ["bad", "other"]),
+        (("--state", "succeeded"), ["other", "good"]),
+        (("--state", "CANCELLED"), []),
+        (("--tag", "eu"), ["good"]),
+        (("--name", "shelf"), ["bad"]),
+        (("--newer", "1h"), ["bad", "other", "good"]),
+        (("--older", "1.5h"), []),
+        (("--older", "0", "--newer", "1w"), ["bad", "other", "good"]),
+        (("--newer", "0s"), []),
+    ],
+)
+def test_filters_of_ls(shop: Shop, options: tuple[str, ...], ids: list[str]) -> None:
+    shop.succeeded(tags=["eu"])
+    shop.succeeded(id="other")
+    shop.failed()
+    assert [orjson.loads(line)["id"] for line in shop.lines("ls", "--json", *options)] == ids
+
+
+@pytest.mark.parametrize(
+    "options", [("--older", "2x"), ("--older", "soon"), ("--state", "DONE"), ("--limit", "0")]
+)
+def test_ls_used_wrongly(shop: Shop, options: tuple[str, ...]) -> None:
+    shop("ls", *options, code=2)
+
+
+def test_ls_goes_through_all_pages(shop: Shop) -> None:
+    for number in range(250):
+        Clutch(id=f"run-{number}", app=shop.app).engage()
+    assert len(shop.lines("ls", "--limit", "1000")) == 251
+
+
+# --- show ---------------------------------------------------------------------------------------
+
+
+def test_show(shop: Shop) -> None:
+    shop.succeeded()
+    head, fetch, scan = shop.lines("show", "good")
+    assert head.startswith("sunset good  SUCCEEDED  2 of 2 jobs  took ")
+    assert fetch.startswith("├─ ✓ 0 shop.fetch  ")
+    assert scan.startswith("└─ ✓ 1 shop.scan  ")
+    assert scan.endswith("  attempt 2")
+
+
+def test_show_a_failed_run(shop: Shop) -> None:
+    shop.failed()
+    head, *below = shop.lines("show", "bad")
+    assert head.startswith("shelf bad  FAILED  30 of 32 jobs, 1 dead  took ")
+    assert below == [
+        "├─ ✗ 0 parallel \N{MULTIPLICATION SIGN} 31  30 done, 1 dead",
+        "│  ├─ ✗ 0.30 shop.store  OSError: the shelf is full",
+        "│  └─ … and 30 more",
+        "└─ · 1 shop.fetch",
+    ]
+    assert len(shop.lines("show", "bad", "--all")) == 34
+    told = shop("show", "bad", "--traceback").output
+    assert "\n│  │    Traceback (most recent call last):\n" in told
+    assert "\n│  │    OSError: the shelf is full\n" in told
+
+
+def test_show_runs_that_jobs_wait_for(shop: Shop) -> None:
+    Clutch(shop.publish, shop.fetch.s(1), id="outer", app=shop.app).engage()
+    until(lambda: "shop.wait  running" in shop("show", "outer").output, 30)
+    head, publish, nested, wait, fetch = shop.lines("show", "outer")
+    assert (head, publish) == ("outer  RUNNING  0 of 2 jobs", "├─ ▸ 0 shop.publish")
+    assert nested == "│  └─ nested letters inner  RUNNING  0 of 1 jobs"
+    assert wait.startswith("│     └─ ▸ 0 shop.wait  running for ")
+    assert fetch == "└─ · 1 shop.fetch"
+    (inner,) = shop.json("show", "outer", "--json")["nodes"][0]["nested"]
+    assert (inner["id"], inner["nodes"][0]["state"]) == ("inner", "running")
+
+
+def test_show_json(shop: Shop) -> None:
+    run = shop.failed()
+    found = shop.json("show", "bad", "--json")
+    assert {key: found[key] for key in run.status().to_dict()} == run.status().to_dict()
+    nodes = {node["address"]: node for node in found["nodes"]}
+    assert len(nodes) == 33
+    assert nodes["0"]["jobs"] == {"done": 30, "dead": 1}
+    assert nodes["0.3"]["attempt"] == 1
+    assert nodes["0.30"]["failure"]["message"] == "the shelf is full"
+
+
+@pytest.mark.parametrize(
+    "command", ["show", "watch", "results", "data", "cancel", "resume", "graph", "forget --yes"]
+)
+def test_a_run_that_is_not_there(shop: Shop, command: str) -> None:
+    result = shop(*command.split(), "nope", code=1)
+    assert result.output.startswith("Error: there is no run 'nope'")
+    assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command", ["ls", "show x", "watch x", "watch --all", "data x", "results x"]
+)
+def test_a_store_that_is_not_there(command: str) -> None:
+    shop = Shop()
+    shop.app.conf.clutch_store = "redis://localhost:1/0"
+    result = shop(*command.split(), code=1)
+    assert result.output.splitlines()[-1].startswith("Error: Redis cannot be reached")
+    shop.app.conf.clutch_store = None
+    shop.app.conf.broker_url = "memory://"
+    result = shop(*command.split(), code=1)
+    assert "clutch_store" in result.output.splitlines()[-1]
+
+
+def test_a_broker_that_is_not_there() -> None:
+    shop = Shop()
+    shop.app.conf.update(broker_url="redis://localhost:1/0", clutch_store="memory://")
+    composed = Clutch(shop.fetch.s(1), app=shop.app)
+    canvas.prepare(shop.app, composed.plan, run="stored").create()
+    assert shop("resume", "stored", code=1).output.startswith("Error: ")
+
+
+# --- watch --------------------------------------------------------------------------------------
+
+
+def test_watch_until_it_has_succeeded(shop: Shop) -> None:
+    shop.waiting(shop.fetch.s(1))
+    threading.Timer(0.3, shop.go_on.set).start()
+    first, *_, last = shop.lines("watch", "slow", "--interval", "0.1")
+    assert first[10:] == "slow one slow  RUNNING  0 of 2 jobs"
+    assert last[10:] == "slow one slow  SUCCEEDED  2 of 2 jobs"
+
+
+def test_watch_ends_with_1_where_the_run_failed_or_was_cancelled(shop: Shop) -> None:
+    shop.failed()
+    (line,) = shop.lines("watch", "bad", code=1)
+    assert line[10:] == "shelf bad  FAILED  30 of 32 jobs, 1 dead"
+    shop.waiting().cancel()
+    (line,) = shop.lines("watch", "slow", code=1)
+    assert "CANCELLED" in line
+
+
+def test_watch_all(shop: Shop) -> None:
+    assert shop.lines("watch", "--all") == ["no run is running"]
+    runs = [shop.waiting(id="one"), shop.waiting(shop.store, id="two")]
+    threading.Timer(0.3, shop.go_on.set).start()
+    lines = [line[10:] for line in shop.lines("watch", "--all", "--interval", "0.1", code=1)]
+    assert {line for line in lines if "RUNNING  0" in line} == {
+        "slow one one  RUNNING  0 of 1 jobs",
+        "slow one two  RUNNING  0 of 2 jobs",
+    }
+    assert "slow one one  SUCCEEDED  1 of 1 jobs" in lines
+    assert "slow one two  FAILED  1 of 2 jobs, 1 dead" in lines
+    assert all(run.ready() for run in runs)
+
+
+def test_watch_all_ends_when_what_is_left_is_forgotten(shop: Shop) -> None:
+    run = shop.waiting()
+    threading.Timer(0.3, run.forget).start()
+    assert len(shop.lines("watch", "--all", "--interval", "0.1")) == 2
+    shop.go_on.set()
+
+
+def test_watch_takes_one_run_or_all(shop: Shop) -> None:
+    shop("watch", code=2)
+    shop("watch", "some", "--all", code=2)
+
+
+def test_watch_draws_on_a_terminal(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rich")
+    shop.waiting(shop.fetch.s(1))
+    threading.Timer(0.3, shop.go_on.set).start()
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: True)
+    drawn = shop("watch", "slow", "--interval", "0.1").output
+    assert "\N{BOX DRAWINGS HEAVY HORIZONTAL}" * 30 in drawn
+    assert "slow one slow  SUCCEEDED  2 of 2 jobs" in drawn
+    assert "└─ ✓ 1 shop.fetch" in drawn
+
+
+def test_watch_without_rich_is_plain(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.succeeded()
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: True)
+    (line,) = shop.lines("watch", "good")
+    assert line[10:] == "sunset good  SUCCEEDED  2 of 2 jobs"
+
+
+# --- results, data, graph -----------------------------------------------------------------------
+
+
+def test_results_and_data(shop: Shop) -> None:
+    shop.succeeded()
+    assert shop.json("results", "good") == ["clean"]
+    assert shop.json("results", "good", "0") == "a"
+    assert shop.json("data", "good") == {"scanned": [1]}
+
+
+def test_results_that_are_not_there(shop: Shop) -> None:
+    shop.failed()
+    assert shop("results", "bad", "7", code=1).output == "Error: the plan has no address '7'\n"
+    assert shop("results", "bad", "0.30", code=1).output.startswith("Error: the result of 0.30 ")
+
+
+def test_graph_of_a_run(shop: Shop) -> None:
+    shop.failed()
+    drawn = shop("graph", "bad").output
+    assert 'n0_30["0.30 shop.store"]:::dead' in drawn
+    assert shop("graph", "bad", "--format", "dot").output.startswith("digraph")
+    assert shop("graph", "bad", "--format", "html").output.startswith("<div")
+    text = shop.lines("graph", "bad", "--format", "text")
+    assert text[0].startswith("shelf bad  FAILED")
+    assert len(text) == 5
+    assert len(shop.lines("graph", "bad", "--format", "text", "--all")) == 34
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+    made = []
+
+    def make(source: str) -> str:
+        name = f"clutch_cli_{len(made)}_{tmp_path.name}"
+        (tmp_path / f"{name}.py").write_text(source)
+        made.append(name)
+        return name
+
+    monkeypatch.chdir(tmp_path)  # as `celery -A` does, the current directory is looked into
+    yield make
+    for name in made:
+        sys.modules.pop(name, None)
+
+
+COMPOSED = """
+from celery import Celery
+from celery_clutch import Clutch, Sequence
+app = Celery("composed", set_as_current=False, broker="memory://")
+job = app.signature("shop.fetch")
+clutch = Clutch(job, name="mine", app=app)
+def make():
+    return Clutch(job, job, app=app)
+class Form(Sequence):
+    steps = [job]
+    app = app
+number = 1
+def broken():
+    raise RuntimeError("no such thing")
+"""
+
+
+def test_graph_of_what_a_module_has(shop: Shop, module: Callable[[str], str]) -> None:
+    name = module(COMPOSED)
+
+    def text(what: str) -> list[str]:
+        return shop.lines("graph", f"{name}:{what}", "--format", "text")
+
+    assert text("clutch") == ["mine", "└─ 0 shop.fetch"]
+    assert text("make") == [f"{name}:make", "├─ 0 shop.fetch", "└─ 1 shop.fetch"]
+    assert text("Form")[1:] == ["└─ 0 shop.fetch"]
+
+
+def test_graph_of_what_is_no_clutch(shop: Shop, module: Callable[[str], str]) -> None:
+    name = module(COMPOSED)
+    wrong = {
+        f"{name}:number": f"Error: {name}:number is not a clutch but 1\n",
+        f"{name}:broken": f"Error: {name}:broken cannot be loaded: RuntimeError: no such thing\n",
+        "clutch_no_such_module:x": "Error: there is no run 'clutch_no_such_module:x'",
+    }
+    for target, told in wrong.items():
+        assert shop("graph", target, code=1).output.startswith(told)
+    assert "no attribute 'nothing'" in shop("graph", f"{name}:nothing", code=1).output
+    needs = module("import clutch_no_such_module")
+    assert "cannot be imported" in shop("graph", f"{needs}:x", code=1).output
+
+
+def test_a_run_may_have_an_id_like_a_module(shop: Shop) -> None:
+    shop.succeeded(id="order:7")
+    assert "shop.scan" in shop("graph", "order:7").output
+
+
+# --- steering -----------------------------------------------------------------------------------
+
+
+def test_cancel_and_resume(shop: Shop) -> None:
+    run = shop.waiting(shop.fetch.s(1))
+    shop.succeeded()
+    assert shop.lines("cancel", "slow", "good") == ["slow cancelled", "good has ended already"]
+    assert run.state is State.CANCELLED
+    shop.go_on.set()
+    assert shop.lines("resume", "slow", "good") == ["slow resumed", "good has nothing to resume"]
+    assert run.get(timeout=30) == [1]
+
+
+def test_what_is_missing_does_not_keep_the_rest_from_being_done(shop: Shop) -> None:
+    shop.failed()
+    shop.full = False
+    missing, resumed = shop.lines("resume", "nope", "bad", code=1)
+    assert missing.startswith("Error: there is no run 'nope'")
+    assert resumed == "bad resumed"
+
+
+def test_forget_asks(shop: Shop) -> None:
+    shop.succeeded()
+    assert "Delete good" in shop("forget", "good", said="n\n", code=1).output
+    assert shop.lines("ls")[1:]
+    shop("forget", "good", said="y\n")
+    assert shop.lines("ls")[1:] == []
+    shop.succeeded()
+    assert shop.lines("forget", "good", "--yes") == ["good forgotten"]
+
+
+def test_prune_and_migrate_where_there_is_nothing_to_do(shop: Shop) -> None:
+    assert shop.lines("prune") == ["0 expired runs deleted"]
+    assert shop.lines("migrate") == ["nothing to do"]
+
+
+# --- doctor -------------------------------------------------------------------------------------
+
+
+def test_doctor(shop: Shop) -> None:
+    lines = shop.lines("doctor", "--timeout", "5")
+    assert "ok       workers that answer: embedded@localhost" in lines
+    assert "warning  clutch_store is memory://, which other processes cannot see" in lines
+    shop("doctor", "--strict", code=2)
+    found = shop.json("doctor", "--json")
+    assert {each["severity"] for each in found} == {"ok", "warning"}
+
+
+def test_doctor_ends_with_1_where_there_is_a_problem(shop: Shop) -> None:
+    shop.app.conf.clutch_store = "nosuch://"
+    assert "problem  the result store" in shop("doctor", "--strict", code=1).output
+
+
+# --- as Celery calls it -------------------------------------------------------------------------
+
+
+def test_options_that_the_app_adds_to_every_command_do_no_harm(shop: Shop) -> None:
+    callback: Any = cli.clutch.callback
+    callback(theirs=True)
+
+
+def test_help_of_every_command(shop: Shop) -> None:
+    told = shop("--help").output
+    for name, command in cli.clutch.commands.items():
+        assert command.help
+        assert f"\n  {name} " in told
+        shop(name, "--help")
+
+
+def test_colours_only_where_they_are_wanted(shop: Shop) -> None:
+    shop.succeeded()
+    obj = CLIContext(shop.app, no_color=False, workdir=None)
+    told = CliRunner().invoke(cli.clutch, ["show", "good"], obj=obj, color=True).output
+    assert "\x1b[32m✓\x1b[0m" in told
+    assert "\x1b" not in shop("show", "good").output

@@ -1,0 +1,176 @@
+"""The doctor finds what is wrong, and nothing where nothing is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import celery
+import pytest
+from celery import Celery
+
+from celery_clutch import ClutchTask, doctor
+from celery_clutch.doctor import Finding, Severity
+from celery_clutch.plugins import runtime
+from celery_clutch.stores.base import Record
+from celery_clutch.stores.memory import MemoryStore
+from celery_clutch.testing import embedded
+
+from .conftest import App, make_app
+
+NOWHERE = "redis://localhost:1/0"
+
+
+def nothing() -> None:
+    """What tasks do here."""
+
+
+def trouble(app: Celery, timeout: float = 0.1) -> dict[str, Finding]:
+    """What is not ok, by the first words of it."""
+    found = list(doctor.examine(app, timeout))
+    return {each.what: each for each in found if each.severity is not Severity.OK}
+
+
+def about(app: Celery, word: str, timeout: float = 0.1) -> Finding:
+    """The only trouble that has *word* in it."""
+    (found,) = [each for what, each in trouble(app, timeout).items() if word in what]
+    assert found.fix
+    return found
+
+
+@pytest.fixture
+def served() -> Iterator[Celery]:
+    app = App("doctor", task_cls=ClutchTask, set_as_current=False)
+    app.task(name="doctor.job")(nothing)
+    with embedded(app):
+        yield app
+
+
+def test_an_app_in_health(served: Celery) -> None:
+    found = list(doctor.examine(served, 5))
+    assert [each.what for each in found if each.severity is not Severity.OK] == [
+        "clutch_store is memory://, which other processes cannot see"
+    ]
+    assert any("embedded@localhost" in each.what for each in found)
+    assert runtime(served).store.scan() == ([], "")  # what was written is gone
+
+
+def test_a_queue_that_nobody_consumes(served: Celery) -> None:
+    served.conf.task_routes = {"doctor.job": {"queue": "lonely"}}
+    served.amqp.flush_routes()
+    served.amqp.__dict__.pop("router", None)
+    found = about(served, "no worker consumes", 5)
+    assert (found.severity, found.what) == (Severity.WARNING, "no worker consumes from lonely")
+    assert "-Q lonely" in found.fix
+
+
+def test_no_worker(app: Celery) -> None:
+    assert about(app, "no worker answers").severity is Severity.WARNING
+
+
+def test_tasks_that_are_no_clutch_tasks(app: Celery) -> None:
+    app.task(name="plain", base=celery.Task)(nothing)
+    app.task(name="celery_tasks.ours")(nothing)
+    found = about(app, "no ClutchTasks")
+    assert (found.severity, found.what) == (
+        Severity.WARNING,
+        "1 of 2 tasks are no ClutchTasks: plain",
+    )
+
+
+def test_an_app_without_task_cls() -> None:
+    app = App("doctor", broker="memory://", backend="cache+memory://", set_as_current=False)
+    app.conf.clutch_store = "memory://"
+    app.task(name="plain")(nothing)
+    assert about(app, "task_cls").severity is Severity.WARNING
+    app.task(name="job", base=ClutchTask)(nothing)
+    assert not [what for what in trouble(app) if "task_cls" in what]
+
+
+def test_no_result_backend() -> None:
+    app = make_app(backend=None)
+    assert about(app, "result backend").severity is Severity.PROBLEM
+
+
+def test_servers_that_are_not_there() -> None:
+    app = App("doctor", broker=NOWHERE, backend=NOWHERE, task_cls=ClutchTask, set_as_current=False)
+    found = trouble(app)
+    problems = [what for what, each in found.items() if each.severity is Severity.PROBLEM]
+    for part in ("the broker cannot", "the result backend cannot", "the result store cannot"):
+        assert [what for what in problems if what.startswith(part)], problems
+
+
+@pytest.mark.parametrize("url", ["nosuch://", "no url"])
+def test_a_store_that_cannot_be(url: str) -> None:
+    app = make_app()
+    app.conf.clutch_store = url
+    assert about(app, "result store").severity is Severity.PROBLEM
+
+
+def test_no_store() -> None:
+    app = make_app()
+    app.conf.clutch_store = None
+    assert "clutch_store" in about(app, "result store").what
+
+
+def test_eager_mode(eager: Celery) -> None:
+    assert about(eager, "task_always_eager").severity is Severity.WARNING
+    assert not [what for what in trouble(eager) if "memory://" in what]
+
+
+def test_settings_that_are_too_short(app: Celery) -> None:
+    # Nothing is sent or stored: the settings are looked at.
+    app.conf.update(result_expires=60, broker_transport_options={"visibility_timeout": 60})
+    assert not [what for what in trouble(app) if "60 seconds" in what]
+    app.conf.update(broker_url=NOWHERE, result_backend=NOWHERE)
+    assert about(app, "result_expires is 60").severity is Severity.WARNING
+    assert about(app, "visibility_timeout is 60").severity is Severity.WARNING
+
+
+class SlowClock(MemoryStore):
+    """A store whose clock is an hour behind, and that has something to say."""
+
+    def read(self, run: str) -> Record | None:
+        found = super().read(run)
+        return found and replace(found, created_at=found.created_at - 3600)
+
+    def check(self) -> list[str]:
+        return ["it rains. Take an umbrella."]
+
+
+def test_a_store_with_another_clock_and_what_it_says_itself(app: Celery) -> None:
+    runtime(app).store = SlowClock()
+    assert 3590 < float(about(app, "clocks").what.split()[-2]) <= 3601
+    assert about(app, "it rains").fix == "Take an umbrella."
+
+
+def test_versions_that_do_not_fit(
+    app: Celery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "kombu-4.0.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kombu\nVersion: 4.0.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = [each for what, each in trouble(app).items() if "kombu" in what]
+    assert any(each.what.startswith("celery-clutch") for each in found)
+    assert {each.severity for each in found} == {Severity.PROBLEM}
+
+
+def test_what_cannot_be_checked_is_a_problem_of_its_own(app: Celery) -> None:
+    class Broken(MemoryStore):
+        def check(self) -> Any:
+            raise RuntimeError("out of order")
+
+    runtime(app).store = Broken()
+    (found,) = [each for what, each in trouble(app).items() if "out of order" in what]
+    assert found.severity is Severity.PROBLEM
+
+
+def test_it_does_not_take_for_ever_without_servers() -> None:
+    app = App("doctor", broker=NOWHERE, backend=NOWHERE, task_cls=ClutchTask, set_as_current=False)
+    start = time.monotonic()
+    list(doctor.examine(app))
+    assert time.monotonic() - start < 60
