@@ -131,6 +131,8 @@ def printable(value: str) -> str:
 def _box(node: Node, at: Sequence[str], shown: str, states: States | None, wide: int) -> Box:
     """The nodes at the addresses *at*, which are like *node*, in one box; they go by *shown*."""
     label = f"{shown} {node.task}" if isinstance(node, Job) else f"{shown} {kind_of(node)}"
+    if isinstance(node, Parallel) and node.limit:
+        label += f", {node.limit:,} at a time"
     if isinstance(node, Job):
         found = Counter() if states is None else Counter(states.get(a, "waiting") for a in at)
         return Box(at[0], "job", printable(label), found)

@@ -95,8 +95,8 @@ class _Look:
     @property
     def idle(self) -> bool:
         """Whether no job has begun without an outcome, and none waits for its retry."""
-        begun = (at for at, each in self.executions.items() if each.starts and each.info is None)
-        return not self.found.failing and all(at in self.found.held for at in begun)
+        begun = {at for at, each in self.executions.items() if each.starts and " " not in at}
+        return not self.found.failing and begun <= set(self.found.held)
 
 
 def _sweep_one(app: Celery, root: ClutchResult, grace: float, silent_for: float | None) -> bool:

@@ -222,11 +222,15 @@ def _go_on(app: Celery, header: Header) -> None:
 
     Nothing waits for the lane any more; like the other branches of a parallel, what is in it runs.
     """
-    lane = header.lane
+    lane, store = header.lane, runtime(app).store
     while lane:
         here = replace(header, lane=lane["outer"])
+        # Of several deaths in one branch the first lets the lane go on.
+        mark = f"{lane['at']} lane {lane['lane']} after {lane['number']}"
         try:
-            dispatch.send(app, canvas.Compiler(app, here).lane(lane, counted=False))
+            begun = store.patiently(store.begin, header.run, mark, mark, header.generation, 1)
+            if begun.verdict is Verdict.RUN:
+                dispatch.send(app, canvas.Compiler(app, here).lane(lane, counted=False))
         except Exception:
             logger.exception("a lane of %s in run %s stops here", lane["at"], header.run)
         lane = lane["outer"]

@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 from celery import Task, shared_task, signals
@@ -20,6 +21,7 @@ from celery.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
+from celery.worker.control import inspect_command
 
 from . import canvas, codec, compat, dispatch, pages
 from .errors import (
@@ -267,6 +269,12 @@ def _on_worker_ready(sender: Any = None, **_: Any) -> None:
         pass  # an app without clutches; engage says what is missing
     except Exception:
         logger.exception("the result store could not be checked")
+
+
+@inspect_command(name="clutch_hello")
+def _hello(state: Any, **_: Any) -> dict[str, Any]:
+    """The time here and our version, for ``celery clutch doctor``."""
+    return {"time": time.time(), "version": version("celery-clutch")}
 
 
 class _Unknown:

@@ -197,9 +197,8 @@ def _empty() -> None:
 def _close_pools(app: Celery) -> None:
     connection = app.connection_for_write()
     for group in (pools.producers, pools.connections):
-        pool = group.pop(connection, None)
-        if pool is not None:
-            pool.force_close_all()
+        group[connection].force_close_all()  # get and pop of kombu's dicts do not know its keys
+        del group[connection]
 
 
 @contextmanager

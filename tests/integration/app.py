@@ -18,6 +18,7 @@ Tasks and the signal handler here note in Redis what happens, where the tests re
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -33,8 +34,18 @@ from celery.exceptions import Ignore, Reject
 from celery.worker import state as worker_state
 from celery.worker.control import inspect_command
 
+import celery_clutch.signals
 import celery_clutch.task
-from celery_clutch import Clutch, ClutchResult, ClutchTask, ResultStore, parallel, previous_results
+from celery_clutch import (
+    Clutch,
+    ClutchResult,
+    ClutchTask,
+    ResultStore,
+    hookimpl,
+    parallel,
+    previous_results,
+)
+from celery_clutch.plugins import runtime
 
 FLAG_PATIENCE = 20
 """Seconds for which a job waits for a flag before it fails."""
@@ -68,7 +79,9 @@ def make_app(conf: Mapping[str, Any]) -> Celery:
 @functools.cache
 def notebook() -> redis.Redis:
     """Where the tests and their workers write down what happens."""
-    return redis.Redis.from_url(database(1), decode_responses=True)
+    return redis.Redis.from_url(
+        database(1), decode_responses=True, socket_timeout=FLAG_PATIENCE + 10
+    )
 
 
 @inspect_command(name="clutch_it_busy")
@@ -449,6 +462,82 @@ def nests_sharing(self: Any, *steps: Any, shares: bool = True, own: Any = None) 
     return dict(self.data)
 
 
+# --- for narrow parallels and for the sweep -------------------------------------------------
+
+
+@shared_task(name="it.crowd", bind=True)
+def crowd(self: Any, tag: str, x: Any, flag: str = "") -> Any:
+    """Return *x*, and note how many of *tag* were under way at once."""
+    ran(self)
+    book, now, most = notebook(), f"it:now:{tag}", f"it:most:{tag}"
+    book.eval(
+        "local n = redis.call('INCR', KEYS[1]) "
+        "if n > tonumber(redis.call('GET', KEYS[2]) or 0) then redis.call('SET', KEYS[2], n) end",
+        2,
+        now,
+        most,
+    )
+    if flag:
+        wait_for(flag)
+    else:
+        time.sleep(0.01)  # so that others could be under way as well
+    book.decr(now)
+    return x
+
+
+@shared_task(name="it.kill_after_complete", bind=True)
+def kill_after_complete(self: Any, tag: str) -> str:
+    """Kill the worker child once the result of this job is stored, the first time."""
+    ran(self)
+
+    def on_finished(sender: Any, event: Any, **_: Any) -> None:
+        if event.address == self.request.clutch["at"] and notebook().set(
+            f"it:kill:{tag}", 1, nx=True
+        ):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    celery_clutch.signals.clutch_job_finished.connect(on_finished, weak=False)
+    return "done"
+
+
+# --- observers ------------------------------------------------------------------------------
+
+KINDS = ("engaged", "job_started", "job_finished", "job_failed", "step_settled", "finished")
+
+
+def _observer(kind: str) -> Any:
+    def write(sender: Any, event: Any, **_: Any) -> None:
+        line = json.dumps({"kind": kind, **dataclasses.asdict(event)})
+        notebook().rpush(f"it:events:{event.run}", line)
+
+    return write
+
+
+OBSERVERS = {kind: _observer(kind) for kind in KINDS}
+
+
+class Context:
+    """A plugin that sends something along with a run."""
+
+    @hookimpl
+    def clutch_context(self, engaged: Any) -> dict[str, str]:
+        return {"from": "engage"}
+
+
+def observe(made: Celery | None = None) -> None:
+    """Write down what observers are told in this process; send a context along with runs of *made*."""
+    if made is not None:
+        runtime(made).plugins.register(Context(), "tests")
+    for kind, observer in OBSERVERS.items():
+        getattr(celery_clutch.signals, f"clutch_{kind}").connect(observer)
+
+
+def stop_observing() -> None:
+    """Undo `observe`."""
+    for kind, observer in OBSERVERS.items():
+        getattr(celery_clutch.signals, f"clutch_{kind}").disconnect(observer)
+
+
 # --- jobs with a clutch nested in them ------------------------------------------------------
 
 
@@ -613,6 +702,9 @@ if os.environ.get("CLUTCH_IT_WORKER"):
 
 
 app = make_app(json.loads(os.environ.get("CLUTCH_IT_CONF", "{}")))
+
+if app.conf.get("clutch_it_observe"):
+    observe()
 
 if app.conf.get("clutch_it_patience"):
     # Nobody wants to wait for minutes for what happens when a store is away for minutes.

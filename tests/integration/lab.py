@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -210,6 +211,10 @@ class Lab:
     def finish(self, run: ClutchResult, patience: float = PATIENCE) -> State:
         """Wait until the workers have nothing left to do; the state of *run* then."""
         self.settle(patience)
+        if run.state is State.RUNNING:  # a message may be on its way, or in another queue
+            with suppress(AssertionError):
+                until(run.ready, patience=3)
+            self.settle(patience)
         return run.state
 
     def ran(self, run: ClutchResult | str) -> Counter[str]:

@@ -115,6 +115,11 @@ def test_of_very_many_shapes_some_are_drawn(draw: Any) -> None:
     assert "and 490 more" in re.sub(r"#\d+;", "", drawn)
 
 
+def test_a_parallel_that_runs_few_branches_at_a_time_says_so() -> None:
+    drawn = graph.text(plan.series([plan.parallel([Job("a"), Job("b"), Job("c")], limit=2)]))
+    assert drawn.splitlines()[1] == "└─ 0 parallel, 2 at a time"
+
+
 def test_an_empty_plan_can_be_drawn() -> None:
     empty = plan.series([])
     assert [graph.mermaid(empty), graph.text(empty)] == ["flowchart TD", "Clutch"]
