@@ -14,7 +14,7 @@ from celery import Celery, Task, current_app, group
 from celery.canvas import Signature, chunks
 from celery.utils.functional import maybe_list
 
-from . import canvas, compat, plan, record
+from . import canvas, compat, graph, plan, record
 from .codec import decode_plan, encode_data, encode_plan
 from .errors import (
     BuildError,
@@ -313,6 +313,10 @@ class Clutch:
     def __str__(self) -> str:
         title = f"Clutch {self.name!r}" if self.name else "Clutch"
         return "\n".join([title, *_tree(plan.series(self._open[0]), "", "")])
+
+    def _repr_html_(self) -> str:
+        """The clutch drawn, for notebooks."""
+        return graph.html(plan.series(self._open[0]), f"Clutch {self.name or ''}".strip())
 
     # --- private --------------------------------------------------------------------------
 

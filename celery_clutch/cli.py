@@ -24,6 +24,7 @@ from celery.utils.imports import import_from_cwd
 from kombu.exceptions import OperationalError
 
 from . import doctor, graph, plan, record, tree
+from . import sweep as sweep_module
 from .errors import ClutchError, RunNotFound
 from .plugins import runtime
 from .result import ClutchResult
@@ -277,6 +278,16 @@ def forget(obj: Any, ids: Sequence[str], yes: bool) -> None:
         return run.forget() or bool(run.state)  # the state of what is not there says so
 
     _each(obj, ids, forget_one, "forgotten", "")
+
+
+@clutch.command()
+@click.option("--grace", type=float, help="Seconds without an event; default clutch_grace.")
+@click.option("--silent-for", type=float, help="Also resume what is silent for so many seconds.")
+@click.pass_obj
+def sweep(obj: Any, grace: float | None, silent_for: float | None) -> None:
+    """Resume the runs that have lost a message; print their ids."""
+    for run in sweep_module.sweep(obj.app, grace=grace, silent_for=silent_for):
+        click.echo(run)
 
 
 @clutch.command()

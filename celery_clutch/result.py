@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from celery import Celery, current_app
 
-from . import canvas, codec, compat, dispatch, pages, plan, record
+from . import canvas, codec, compat, dispatch, graph, pages, plan, record, tree
 from .errors import (
     ClutchCancelled,
     ClutchExpired,
@@ -279,6 +279,13 @@ class ClutchResult:
 
     def __repr__(self) -> str:
         return f"<ClutchResult {self.id}>"
+
+    def _repr_html_(self) -> str:
+        """The run drawn, with the state of every job, for notebooks."""
+        found = self.record()
+        drawn = tree.build(self.plan(), found, self._store.executions(self.id))
+        title = f"{drawn.status.name or 'run'} {self.id} {found.state}"
+        return graph.html(drawn.plan, title, drawn.states())
 
 
 class _Changed:

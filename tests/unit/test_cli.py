@@ -443,6 +443,11 @@ def test_prune_and_migrate_where_there_is_nothing_to_do(shop: Shop) -> None:
     assert shop.lines("migrate") == ["nothing to do"]
 
 
+def test_sweep_prints_what_it_resumed(shop: Shop) -> None:
+    assert shop.lines("sweep") == []
+    assert shop.lines("sweep", "--grace", "0", "--silent-for", "3600") == []
+
+
 # --- doctor -------------------------------------------------------------------------------------
 
 
