@@ -134,14 +134,14 @@ class _Sender:
             for branch in canvas.tasks:
                 self.send(branch)
         else:
-            first, *rest = _tasks(canvas)
+            first, *rest = tasks_of(canvas)
             for task in rest:  # up to 5.6 Celery wants ids of those behind a failure
                 task.options.setdefault("task_id", uuid())
             self.publish(first, list(reversed(rest)))
 
     def chord(self, canvas: Any) -> None:
         group_id, branches, body = uuid(), list(canvas.tasks), canvas.body
-        for task in _tasks(body):
+        for task in tasks_of(body):
             task.options.setdefault("task_id", uuid())
         self.app.backend.set_chord_size(group_id, len(branches))
         for index, branch in enumerate(branches):
@@ -184,8 +184,16 @@ def _is_ours(app: Celery, canvas: Signature) -> bool:
     return True
 
 
-def _tasks(canvas: Signature) -> list[Signature]:
+def tasks_of(canvas: Signature) -> list[Signature]:
+    """The tasks of a chain; of anything else, that."""
     return list(canvas.tasks) if isinstance(canvas, compat.Chain) else [canvas]
+
+
+def is_simple(canvas: Any) -> bool:
+    """Whether *canvas* is a task, or a chain of tasks without options of its own."""
+    if isinstance(canvas, compat.Chain):
+        return not canvas.options and all(type(task) is Signature for task in canvas.tasks)
+    return type(canvas) is Signature
 
 
 def _last(canvas: Signature) -> Signature:
@@ -203,11 +211,11 @@ def followed(canvas: Signature, following: list[Signature]) -> Signature:
     """*canvas* with *following* behind it."""
     if not following:
         return canvas
-    following = [task for each in following for task in _tasks(each)]
+    following = [task for each in following for task in tasks_of(each)]
     if compat.is_chord(canvas):
         canvas.body = followed(canvas.body, following)
         return canvas
-    *before, last = _tasks(canvas)
+    *before, last = tasks_of(canvas)
     if compat.is_chord(last):
         return compat.Chain(*before, followed(last, following), app=canvas.app)
     return compat.Chain(*before, last, *following, app=canvas.app)

@@ -464,7 +464,6 @@ class ClutchTask(Task):
         attempt.replaced = True
         data = attempt.header.to_dict()
         canvas.drop_own_errbacks(self.request)
-        sig.link_error(self.app.signature(canvas.on_error(data)))
         if changes := attempt.data.changes():
             held = record.Held(changes=changes)  # for collect, which completes the job
             store, header = attempt.store, attempt.header
@@ -477,6 +476,16 @@ class ClutchTask(Task):
         )
         if self.request.callbacks:
             dispatch.pass_links(self.request, collect)
+        errback = self.app.signature(canvas.on_error(data))
+        if dispatch.is_simple(sig) and not self.request.is_eager:
+            # Sending what Celery would keep a result object of, whose finaliser can hang a worker
+            # child (5.3 and 5.4).
+            tasks = [task.clone() for task in dispatch.tasks_of(sig)]
+            for task in tasks:
+                task.link_error(errback)
+            dispatch.replace(self, compat.Chain(*tasks, collect, app=self.app))
+            raise Ignore("replaced")
+        sig.link_error(errback)
         following = sig | collect
         dispatch.pass_membership(self.request, following)
         return super().replace(following)

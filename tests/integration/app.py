@@ -2,7 +2,8 @@
 
 Environment variables:
     CLUTCH_TEST_REDIS: the Redis server; default ``redis://localhost:6379``.
-    CLUTCH_TEST_DB: the number of its database for the broker; the next one is for results. Default 8.
+    CLUTCH_TEST_DB: the number of its database for the broker; the next one is for results. Default 8;
+        each process of pytest-xdist uses two more.
     CLUTCH_TEST_STORE: the URL of another result store than Redis.
     CLUTCH_IT_CONF: Celery settings of this worker, as JSON.
     CLUTCH_IT_WORKER: set in workers, so that there are tasks that only they know.
@@ -19,6 +20,7 @@ Tasks and the signal handler here note in Redis what happens, where the tests re
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import functools
 import json
 import os
@@ -54,7 +56,9 @@ FLAG_PATIENCE = 20
 def database(offset: int = 0) -> str:
     """The URL of one of the databases that the tests may use."""
     server = os.environ.get("CLUTCH_TEST_REDIS", "redis://localhost:6379").rstrip("/")
-    return f"{server}/{int(os.environ.get('CLUTCH_TEST_DB', '8')) + offset}"
+    first = int(os.environ.get("CLUTCH_TEST_DB", "8"))
+    first += 2 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])  # side by side, two each
+    return f"{server}/{first + offset}"
 
 
 def make_app(conf: Mapping[str, Any]) -> Celery:
@@ -681,6 +685,7 @@ def plain_nests(self: Any) -> str:
 
 
 if os.environ.get("CLUTCH_IT_WORKER"):
+    faulthandler.register(signal.SIGUSR2)  # see Lab.restart
 
     @shared_task(name="it.worker_only", bind=True)
     def worker_only(self: Any, x: Any) -> Any:

@@ -84,6 +84,14 @@ class Worker:
                 start_new_session=True,
             )
 
+    def dump_stacks(self) -> None:
+        """Have the worker and its children write what they are doing into the log."""
+        if self.process is not None and self.process.poll() is None:
+            before = self.log.stat().st_size
+            os.killpg(self.process.pid, signal.SIGUSR2)
+            with suppress(AssertionError):
+                until(lambda: self.log.stat().st_size > before, patience=2)
+
     def check(self) -> None:
         """Fail if the process has ended."""
         if self.process is not None and self.process.poll() is not None:
@@ -204,7 +212,25 @@ class Lab:
             same, before = now == before, now
             return still and same
 
-        until(quiet, "for the workers to have nothing to do", patience)
+        try:
+            until(quiet, "for the workers to have nothing to do", patience)
+        except AssertionError as exc:
+            self.restart()
+            raise AssertionError(f"{exc}: queued, workers' (ever, now), queued: {before}") from None
+
+    def restart(self) -> None:
+        """Have every process write its stack into the worker's log, and start afresh, so that what
+        hangs is known and does not spoil the tests that follow."""
+        for worker in self.workers:
+            worker.dump_stacks()
+        for worker in self.workers:
+            worker.stop()
+        if self.broker is not None:
+            keys = [f"{self.queue}.{key}" for key in ("unacked_key", "unacked_index_key")]
+            self.broker.delete(self.queue, self.side, *keys)
+        for worker in self.workers:
+            worker.start()
+        until(self.busy, "for the workers to start again")
 
     # --- runs -----------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -609,7 +610,12 @@ def test_a_result_that_is_too_large_fails_the_job() -> None:
     assert "1,000" in failure.message
 
 
-def test_a_message_and_a_traceback_are_bounded_and_printable(world: World) -> None:
+def test_a_message_and_a_traceback_are_bounded_and_printable(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest-xdist cannot pass on what Celery logs here.
+    monkeypatch.setattr(logging.getLogger("celery.app.trace"), "disabled", True)
+
     @world.app.task(name="loud")
     def loud() -> None:
         raise ValueError("\ud800" + "x" * 100_000)

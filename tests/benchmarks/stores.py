@@ -1,0 +1,299 @@
+"""What each store costs a job: jobs a second, and round trips and transactions for each job.
+
+Four threads play workers: each begins and completes jobs of one wide run, with its settling step, a
+change of the data now and then, and nothing else. Round trips are counted on the wire, by a proxy
+between the store and its server; transactions by the server (PostgreSQL, MariaDB).
+
+    python tests/benchmarks/stores.py [--jobs 2000] [--repeat 3] [--only postgresql] [--out DIR]
+
+Stores whose plugin or server is not there are left out, with the reason. Writes ``stores.json``. Jobs a
+second are shown as ratios to Redis in the same run; absolute numbers mean nothing on shared
+machines. Exits with 1 where a server database needs more than two round trips, or two
+transactions, for a job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1])]
+
+from celery_clutch.plugins import Plugins  # noqa: E402
+from celery_clutch.settings import Settings  # noqa: E402
+from celery_clutch.stores.base import ResultStore, Settles, Verdict  # noqa: E402
+
+THREADS = 4
+REDIS = os.environ.get("CLUTCH_TEST_REDIS", "redis://localhost:6379") + "/14"
+POSTGRESQL = os.environ.get(
+    "CLUTCH_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/test"
+)
+MARIADB = os.environ.get("CLUTCH_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1:3306/test")
+
+
+class Proxy:
+    """Passes bytes on to a server, and counts how often the direction turns to it: round trips."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.target = (host, port)
+        self.turns = 0
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self.target)
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            quiet = threading.Event()  # the server spoke last
+            quiet.set()
+            for args in ((client, server, quiet, True), (server, client, quiet, False)):
+                threading.Thread(target=self._pass_on, args=args, daemon=True).start()
+
+    def _pass_on(
+        self, source: socket.socket, sink: socket.socket, quiet: threading.Event, asks: bool
+    ) -> None:
+        try:
+            while data := source.recv(65536):
+                if asks and quiet.is_set():
+                    with self._lock:
+                        self.turns += 1
+                    quiet.clear()
+                elif not asks:
+                    quiet.set()
+                sink.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for end in (source, sink):
+                end.close()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@dataclass
+class Place:
+    """A store under test, and how its server counts."""
+
+    store: ResultStore
+    turns: Callable[[], int] = lambda: 0
+    transactions: Callable[[], int] | None = None
+    server: bool = True
+
+
+def through(url: str, proxy: Proxy) -> str:
+    """*url* with the proxy for its host."""
+    parts = urlsplit(url)
+    user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+    return parts._replace(netloc=f"{user}127.0.0.1:{proxy.port}").geturl()
+
+
+@contextmanager
+def proxied(url: str, port: int) -> Iterator[tuple[str, Proxy]]:
+    parts = urlsplit(url)
+    proxy = Proxy(parts.hostname or "127.0.0.1", parts.port or port)
+    try:
+        yield through(url, proxy), proxy
+    finally:
+        proxy.close()
+
+
+def opened(url: str) -> ResultStore:
+    store = Plugins().open(Settings(url, key_prefix=f"bench-{uuid4().hex[:8]}"))
+    store.migrate()
+    return store
+
+
+@contextmanager
+def memory() -> Iterator[Place]:
+    yield Place(opened("memory://"), server=False)
+
+
+@contextmanager
+def redis() -> Iterator[Place]:
+    with proxied(REDIS, 6379) as (url, proxy):
+        yield Place(opened(url), lambda: proxy.turns)
+
+
+@contextmanager
+def postgresql() -> Iterator[Place]:
+    import psycopg
+
+    plain = POSTGRESQL.replace("+psycopg", "")
+    with proxied(POSTGRESQL, 5432) as (url, proxy), psycopg.connect(plain, autocommit=True) as own:
+        yield Place(opened(url), lambda: proxy.turns, lambda: _postgresql_transactions(own))
+
+
+def _postgresql_transactions(own: Any) -> int:
+    own.execute("SELECT pg_stat_clear_snapshot()")
+    query = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+    return int(own.execute(query).fetchone()[0])
+
+
+@contextmanager
+def mariadb() -> Iterator[Place]:
+    with proxied(MARIADB, 3306) as (url, proxy):
+        yield Place(opened(url), lambda: proxy.turns)
+
+
+@contextmanager
+def sqlite() -> Iterator[Place]:
+    with tempfile.TemporaryDirectory() as directory:
+        yield Place(opened(f"sqlite:///{directory}/clutch.db"), server=False)
+
+
+@contextmanager
+def django_postgresql() -> Iterator[Place]:
+    parts = urlsplit(POSTGRESQL)
+    with proxied(POSTGRESQL, 5432) as (_, proxy):
+        database = {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": parts.path.strip("/"),
+            "USER": parts.username or "",
+            "PASSWORD": parts.password or "",
+            "HOST": "127.0.0.1",
+            "PORT": proxy.port,
+        }
+        yield Place(_django(database), lambda: proxy.turns)
+
+
+def _django(database: dict[str, Any]) -> ResultStore:
+    import django
+    from django.conf import settings
+    from django.core.management import call_command
+
+    apps = ["celery_clutch_django"]
+    settings.configure(DATABASES={"default": database}, INSTALLED_APPS=apps, USE_TZ=True)
+    django.setup()
+    call_command("migrate", verbosity=0)
+    return opened("django://default")
+
+
+PLACES = {
+    "memory": memory,
+    "redis": redis,
+    "postgresql": postgresql,
+    "mariadb": mariadb,
+    "sqlite": sqlite,
+    "django-postgresql": django_postgresql,
+}
+
+
+def play(store: ResultStore, jobs: int) -> None:
+    """Begin and complete all jobs of one run."""
+    run = uuid4().hex
+    store.create(run, b"meta", {"0": b"page"}, jobs, jobs=jobs)
+    problems: list[BaseException] = []
+
+    def work(first: int) -> None:
+        try:
+            for number in range(first, jobs, THREADS):
+                at = f"0.{number}"
+                assert store.begin(run, at, at, 0, 5).verdict is Verdict.RUN
+                changes = {"last": b"%d" % number} if number % 10 == 0 else {}
+                store.complete(
+                    run,
+                    at,
+                    at,
+                    b'{"result": 1}',
+                    generation=0,
+                    token=at,
+                    settles=Settles("0", at, jobs),
+                    changes=changes,
+                    info=b"{}",
+                )
+        except BaseException as exc:
+            problems.append(exc)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if problems:
+        raise problems[0]
+    record = store.read(run)
+    assert record is not None
+    assert record.remaining == 0, record
+    store.delete(run)
+
+
+def measure(place: Place, jobs: int) -> dict[str, float]:
+    turns, count = place.turns(), place.transactions
+    before = count() if count else 0
+    started = time.perf_counter()
+    play(place.store, jobs)
+    seconds = time.perf_counter() - started
+    found = {"rate": jobs / seconds, "round_trips": (place.turns() - turns) / jobs}
+    if count:
+        time.sleep(1.5)  # the server's statistics come late
+        found["transactions"] = (count() - before) / jobs
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="What each store costs a job")
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", default="", help="stores whose name contains this")
+    parser.add_argument("--out", type=Path, default=HERE / "out")
+    options = parser.parse_args()
+    rows: dict[str, dict[str, Any]] = {}
+    bad = False
+    with ExitStack() as stack:
+        places: dict[str, Place] = {}
+        for name, make in PLACES.items():
+            if options.only not in name:
+                continue
+            try:
+                places[name] = stack.enter_context(make())
+                play(places[name].store, 50)
+            except Exception as exc:
+                places.pop(name, None)
+                print(f"{name}: left out: {type(exc).__name__}: {str(exc)[:150]}")
+        samples: dict[str, list[dict[str, float]]] = {name: [] for name in places}
+        for _ in range(options.repeat):  # in turn, so that a busy moment meets all of them
+            for name, place in places.items():
+                samples[name].append(measure(place, options.jobs))
+        for name, each in samples.items():
+            rows[name] = {key: statistics.median(s[key] for s in each) for key in each[0]}
+    base = rows.get("redis", {}).get("rate")
+    print(f"{'store':20} {'jobs/s':>8} {'redis = 1':>10} {'round trips':>12} {'transactions':>13}")
+    for name, row in rows.items():
+        ratio = f"{row['rate'] / base:10.2f}" if base else " " * 10
+        row["ratio"] = row["rate"] / base if base else None
+        commits = f"{row['transactions']:13.2f}" if "transactions" in row else ""
+        print(f"{name:20} {row['rate']:8.0f} {ratio} {row['round_trips']:12.2f} {commits}")
+        # The start and the end of a run, and a little for the other sessions of the server.
+        if places[name].server and max(row["round_trips"], row.get("transactions", 0)) > 2.1:
+            print(f"  BAD more than two round trips, or transactions, a job: {name}")
+            bad = True
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "stores.json").write_text(json.dumps(rows, indent=2))
+    return int(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
