@@ -72,11 +72,11 @@ class Header:
     settles: str = ""
     prepend: bool = False
     close: bool = False
-    join: Join | None = None
-    lane: Lane | None = None
+    join: Join | None = field(default=None, hash=False)
+    lane: Lane | None = field(default=None, hash=False)
     task: str = ""
     expires: float = 0.0
-    context: Mapping[str, str] = field(default_factory=dict)
+    context: Mapping[str, str] = field(default_factory=dict, hash=False)
     late: int = 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""plugins/README.md: its store passes the contract, and is found and opened as it says."""
+"""plugins/README.md: its store passes the contract, its observer is told, and both are found."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import inspect
 import re
 import sqlite3
 import sys
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_clutch import Clutch, ClutchTask, hookspecs, parallel, previous_results
+from celery_clutch import Clutch, ClutchTask, events, hookspecs, parallel, previous_results
 from celery_clutch.errors import AlreadyEngaged, ConfigurationError, CorruptRecord, MissingExtra
 from celery_clutch.plugins import Plugins, forget_runtime
 from celery_clutch.settings import Settings
@@ -29,8 +31,8 @@ def blocks(language: str) -> list[str]:
 
 
 (PROJECT,) = blocks("toml")
-MISSING, PLUGIN, TESTS = blocks("python")
-(_, MODULE) = re.findall(r'^(\w+) = "(celery_clutch_\w+)"$', PROJECT, re.MULTILINE)[0]
+MISSING, PLUGIN, TESTS, OBSERVER, OBSERVER_TESTS = blocks("python")
+((ENTRY, MODULE),) = re.findall(r'^(\w+) = "(celery_clutch_\w+)"$', PROJECT, re.MULTILINE)
 
 
 def module(name: str, source: str) -> ModuleType:
@@ -46,19 +48,30 @@ TestOneFileStore.examples = 15
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plugin as pip would leave it: a module, and a distribution with an entry point."""
-    (tmp_path / f"{MODULE}.py").write_text(PLUGIN, "utf-8")
-    info = tmp_path / "celery_clutch_onefile-1.0.dist-info"
-    info.mkdir()
-    group = PROJECT[PROJECT.index("[project.entry-points") :]
-    group = group.replace("[project.entry-points.celery_clutch]", "[celery_clutch]")
-    (info / "entry_points.txt").write_text(group.replace('"', ""), "utf-8")
-    name = re.search(r'name = "(.*)"', PROJECT)
-    assert name
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name[1]}\nVersion: 1.0\n")
-    monkeypatch.delitem(sys.modules, MODULE)
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Plugins as pip would leave them: a module, and a distribution with an entry point."""
     monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name: str, source: str) -> None:
+        (tmp_path / f"{name}.py").write_text(source, "utf-8")
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        entry = f"[celery_clutch]\n{name.rpartition('_')[2]} = {name}\n"
+        (info / "entry_points.txt").write_text(entry, "utf-8")
+        distribution = name.replace("_", "-")
+        text = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n"
+        (info / "METADATA").write_text(text, "utf-8")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    return write
+
+
+@pytest.fixture
+def installed(install: Callable[[str, str], None]) -> None:
+    """The store, installed as its project says."""
+    assert MODULE.endswith(f"_{ENTRY}")
+    assert f'name = "{MODULE.replace("_", "-")}"' in PROJECT
+    install(MODULE, PLUGIN)
 
 
 def test_the_plugin_is_discovered_and_opened_by_url(installed: None, tmp_path: Path) -> None:
@@ -106,9 +119,28 @@ def test_the_block_about_extras(monkeypatch: pytest.MonkeyPatch) -> None:
         space["open_store"]("couch://", None)
 
 
-def test_it_speaks_of_every_method_and_hook() -> None:
-    (table,) = re.findall(r"^\| method .*?\n\n", TEXT, re.MULTILINE | re.DOTALL)
-    named = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+def test_the_observer_is_told(
+    install: Callable[[str, str], None],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = re.findall(r'^"""(celery_clutch_\w+):', OBSERVER)[0]
+    install(name, OBSERVER)
+    tests = module("readme_observer_tests", OBSERVER_TESTS)
+    monkeypatch.delitem(sys.modules, "readme_observer_tests")
+    tests.test_slow_jobs_are_named(caplog, monkeypatch)
+    monkeypatch.delitem(sys.modules, name)
+
+
+def table(head: str) -> dict[str, list[str]]:
+    """The rows of the table whose first column has this *head*, by what is code in that column."""
+    found = re.findall(rf"^\| {head} \|.*\n\|[-| ]+\|\n((?:\|.*\n)+)", TEXT, re.MULTILINE)[0]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in found.splitlines()]
+    return {first.strip("`"): rest for first, *rest in rows}
+
+
+def test_it_speaks_of_every_method() -> None:
+    named = set(table("method"))
     assert named == ResultStore.__abstractmethods__, "the methods to implement"
     rest = TEXT[TEXT.index("These are right as they are") :].partition("\n\n")[0]
     template = {
@@ -117,9 +149,32 @@ def test_it_speaks_of_every_method_and_hook() -> None:
         if inspect.isfunction(member) and not name.startswith("_") and name not in named
     }
     assert template <= set(re.findall(r"`(\w+)`", rest)), "the methods that may be overridden"
-    hooks = {name for name in vars(hookspecs) if name.startswith("clutch_")}
-    (table,) = re.findall(r"^\| hook .*?\n\n", TEXT, re.MULTILINE | re.DOTALL)
-    assert set(re.findall(r"^\| `(\w+)\(\)` \|", table, re.MULTILINE)) == hooks
+
+
+HOOKS = {
+    name: list(inspect.signature(hook).parameters.values())
+    for name, hook in vars(hookspecs).items()
+    if name.startswith("clutch_")
+}
+
+
+def test_it_speaks_of_every_hook() -> None:
+    calls = {f"{name}({', '.join(each.name for each in of)})": of for name, of in HOOKS.items()}
+    named = {call: cells[0] for call, cells in table("hook").items()}
+    assert named == {call: "observers" if of else "stores" for call, of in calls.items()}
+
+
+def test_it_speaks_of_every_event() -> None:
+    (text,) = re.findall(r"^\| hook \| event \|.*\n\|[-| ]+\|\n((?:\|.*\n)+)", TEXT, re.MULTILINE)
+    told = {name: of[0].annotation for name, of in HOOKS.items() if of and of[0].name == "event"}
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (.*) \|$", text, re.MULTILINE)
+    assert {hook: event for hook, event, _ in rows} == told
+    before: set[str] = set()
+    for _, event, interest in rows:
+        named = set(re.findall(r"`(\w+)`", interest)) | (before if "the same" in interest else set())
+        known = {each.name for each in fields(getattr(events, event))} - {"context"}
+        assert named == known, event
+        before = named if "the same" not in interest else before
 
 
 def test_it_speaks_of_every_attribute_of_the_contract() -> None:

@@ -40,7 +40,7 @@ def tour(store: RedisStore) -> None:
         failed = store.fail(
             run, "1", "1", b"{}", attempt=1, final=True, generation=0, token="b", settles=step
         )
-        assert failed == Failed(True, True, ("1",))
+        assert failed == Failed(True, True, ("1",), ("1",))
         assert store.transition(run, [State.FAILED], State.RUNNING, 0)
         assert store.complete(run, "1", "1", b"one", generation=1, token="c").fresh
         assert store.values(run, ["0", "1", "2"]) == [b"zero", b"one", Missing]
@@ -336,7 +336,7 @@ def test_every_key_has_a_time_to_live(store: RedisStore, client: Any) -> None:
     store.create("r", b"", {"0": b"page"}, 3)
     for attempt in ("begin", "complete", "fail", "hold"):
         attempts(store)[attempt]()
-    own = [f"{prefix}:{{r}}:{kind}" for kind in ("marks", "pages", "results", "run")]
+    own = [f"{prefix}:{{r}}:{kind}" for kind in ("jobs", "marks", "pages", "results", "run")]
     assert names(store, client) == sorted([*own, f"{prefix}:runs"])
     assert all(90_000 < client.pttl(key) <= 100_000 for key in own), "the ttl of a run"
     assert client.pttl(f"{prefix}:runs") >= 100_000, "the index outlives its runs"
