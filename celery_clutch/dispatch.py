@@ -74,7 +74,8 @@ def follow(task: Task) -> None:
     """Send the next step of the running *task* if it is a chord or group; other steps Celery sends.
 
     Celery, sending a group, keeps a result object and a subscription for each of its tasks, in a
-    worker for as long as that lives (5.3 to 5.7).
+    worker for as long as that lives (5.3 to 5.7), and in 5.3 and 5.4 the finaliser of an older one
+    can wait for a lock of redis-py that the new one holds: the child hangs.
     """
     chain = task.request.chain
     if not chain or chain[-1].get("subtask_type") not in ("chord", "group"):

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from celery import Task, shared_task, signals
@@ -143,6 +143,7 @@ def close(self: InternalTask, scope: str | None = None) -> None:
         return
     attempt = self.attempt()
     if not _begin(attempt):
+        dispatch.follow(self)
         return
     data = b"null"
     if attempt.header.previous:
@@ -152,6 +153,7 @@ def close(self: InternalTask, scope: str | None = None) -> None:
     done = attempt.complete(Held(data))
     if scope is not None and done.fresh:
         announce(self.app, attempt.header.run, "on_success", scope)
+    dispatch.follow(self)
 
 
 @shared_task(name=canvas.COLLECT, base=InternalTask, bind=True)
@@ -160,7 +162,7 @@ def collect(self: InternalTask, value: Any = None) -> Any:
     attempt = self.attempt()
     begun = _begin(attempt)
     if begun is None:
-        return None
+        return dispatch.follow(self)
     try:
         data = attempt.encode(value)
     except Exception as exc:
@@ -168,6 +170,7 @@ def collect(self: InternalTask, value: Any = None) -> Any:
         raise
     held = Held() if begun.held is None else Held.loads(begun.held)
     attempt.complete(Held(data, changes=held.changes))
+    dispatch.follow(self)
     return value if self.request.callbacks else None  # for the links of the job itself
 
 
@@ -177,7 +180,7 @@ def settle(self: InternalTask, *_: Any) -> Any:
     attempt = self.attempt()
     begun = _begin(attempt)
     if begun is None:
-        return None
+        return dispatch.follow(self)
     try:
         if begun.held is None:
             raise NestedClutchFailed(f"the value of job {attempt.header.at} is no longer held")
@@ -186,6 +189,7 @@ def settle(self: InternalTask, *_: Any) -> Any:
     except (NestedClutchFailed, MissingResult, CorruptRecord) as exc:
         attempt.fail(exc, final=True)
         raise
+    dispatch.follow(self)
     return codec.decode_result(held.value) if self.request.callbacks else None
 
 
@@ -274,7 +278,11 @@ def _on_worker_ready(sender: Any = None, **_: Any) -> None:
 @inspect_command(name="clutch_hello")
 def _hello(state: Any, **_: Any) -> dict[str, Any]:
     """The time here and our version, for ``celery clutch doctor``."""
-    return {"time": time.time(), "version": version("celery-clutch")}
+    try:
+        own = version("celery-clutch")
+    except PackageNotFoundError:  # run from a checkout
+        own = ""
+    return {"time": time.time(), "version": own}
 
 
 class _Unknown:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping, Sequence
@@ -58,6 +59,8 @@ except ImportError as exc:  # pragma: no cover - exercised in a bare environment
     raise MissingExtra(
         "the Redis store needs the redis package: pip install 'celery-clutch[redis]'"
     ) from exc
+
+logger = logging.getLogger(__name__)
 
 _VERDICTS = {int(verdict): Begun(verdict) for verdict in Verdict}
 _RECHECK = 10.0  # seconds after which a waiting client looks at the state itself
@@ -427,39 +430,40 @@ class RedisStore(ResultStore):
         for run in runs:
             pipe.hmget(self._keys(run)[0], *_LISTED)
         summaries: list[Summary] = []
-        for run, (ended, *values) in zip(runs, pipe.execute(), strict=True):
-            if values[0] is None:
-                continue
-            with _reading(run):
-                state, name, tags, jobs, done, failing, dead, created, updated = values
-                summary = Summary(
-                    run=run,
-                    name=name.decode() or None,
-                    tags=tuple(orjson.loads(tags)),
-                    state=_state(state),
-                    jobs=int(jobs),
-                    done=int(done),
-                    failing=int(failing),
-                    dead=int(dead),
-                    created_at=float(created),
-                    updated_at=float(updated),
-                    ended_at=float(ended) if ended else None,
-                )
-            summaries.append(summary)
+        for run, values in zip(runs, pipe.execute(raise_on_error=False), strict=True):
+            try:
+                summaries.extend(_summary(run, values))
+            except (AttributeError, KeyError, TypeError, ValueError, ResponseError) as exc:
+                logger.warning("the record of run %r cannot be read: %r", run, exc)
         return summaries
 
 
+def _summary(run: str, values: Any) -> Iterator[Summary]:
+    """The run of a listing from its fields, if it is there."""
+    if isinstance(values, Exception):
+        raise values
+    ended, state, name, tags, *counts = values
+    if state is None:
+        return
+    jobs, done, failing, dead, created, updated = counts
+    yield Summary(
+        run=run,
+        name=name.decode() or None,
+        tags=tuple(orjson.loads(tags)),
+        state=_state(state),
+        jobs=int(jobs),
+        done=int(done),
+        failing=int(failing),
+        dead=int(dead),
+        created_at=float(created),
+        updated_at=float(updated),
+        ended_at=float(ended) if ended else None,
+    )
+
+
 _LISTED = (
-    "ended",
-    "state",
-    "name",
-    "tags",
-    "jobs",
-    "done",
-    "failing",
-    "dead",
-    "created",
-    "updated",
+    *("ended", "state", "name", "tags"),
+    *("jobs", "done", "failing", "dead", "created", "updated"),
 )
 
 

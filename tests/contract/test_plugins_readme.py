@@ -171,10 +171,12 @@ def test_it_speaks_of_every_event() -> None:
     assert {hook: event for hook, event, _ in rows} == told
     before: set[str] = set()
     for _, event, interest in rows:
-        named = set(re.findall(r"`(\w+)`", interest)) | (before if "the same" in interest else set())
-        known = {each.name for each in fields(getattr(events, event))} - {"context"}
-        assert named == known, event
-        before = named if "the same" not in interest else before
+        named = set(re.findall(r"`(\w+)`", interest))
+        if interest.startswith("the same"):
+            named |= before
+        else:
+            before = named
+        assert named == {each.name for each in fields(getattr(events, event))} - {"context"}, event
 
 
 def test_it_speaks_of_every_attribute_of_the_contract() -> None:

@@ -401,7 +401,7 @@ def calls(store: RedisStore) -> dict[str, Callable[[], Any]]:
 @pytest.mark.parametrize(
     ("kind", "broken"),
     [
-        ("run", set(attempts(None)) | {"read", "peek", "wait", "scan"}),  # type: ignore[arg-type]
+        ("run", set(attempts(None)) | {"read", "peek", "wait"}),  # type: ignore[arg-type]
         ("pages", {"page"}),
         ("results", {"begin", "complete", "fail", "values", "finished"}),
         ("marks", {"begin", "complete", "fail", "hold", "read"}),
@@ -428,18 +428,14 @@ def test_an_index_of_another_type(store: RedisStore, client: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "broken"),
     [
-        ("state", b"LAZY", {"read", "peek", "wait", "scan"}),
-        ("state", b"\xff\xfe", {"read", "peek", "wait", "scan"}),
+        ("state", b"LAZY", {"read", "peek", "wait"}),
+        ("state", b"\xff\xfe", {"read", "peek", "wait"}),
         ("gen", b"first", {"read", "peek", "wait"}),
         ("left", b"many", {"read", "complete"}),
         ("left", None, {"read"}),
         ("dead", b"", {"read"}),
-        ("created", b"yesterday", {"read", "scan"}),
-        ("created", None, {"read", "scan"}),
-        ("name", b"\xff", {"scan"}),
-        ("name", None, {"scan"}),
-        ("tags", b"{", {"scan"}),
-        ("tags", b"1", {"scan"}),
+        ("created", b"yesterday", {"read"}),
+        ("created", None, {"read"}),
         ("meta", None, {"read"}),
         ("updated", b"\x00", {"read"}),
         ("ended", b"soon", {"read"}),
@@ -460,6 +456,36 @@ def test_a_record_that_cannot_be_read(
             calls(store)[name]()
             pytest.fail(f"{name} with {field} = {value!r}")
         assert name == "complete" or "'r'" in str(error.value), "the run is named"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("state", b"LAZY"),
+        ("created", b"yesterday"),
+        ("created", None),
+        ("name", b"\xff"),
+        ("name", None),
+        ("tags", b"{"),
+        ("tags", b"1"),
+        (None, None),
+    ],
+)
+def test_a_listing_leaves_out_what_cannot_be_read(
+    store: RedisStore, client: Any, caplog: Any, field: str | None, value: bytes | None
+) -> None:
+    for run in ("good", "bad", "fine"):
+        store.create(run, b"", {}, 1)
+    key = f"{store.options.prefix}:{{bad}}:run"
+    if field is None:
+        client.delete(key)
+        client.rpush(key, "somebody else's list")
+    elif value is None:
+        client.hdel(key, field)
+    else:
+        client.hset(key, field, value)
+    assert {summary.run for summary in store.scan()[0]} == {"good", "fine"}
+    assert "the record of run 'bad' cannot be read" in caplog.text
 
 
 def test_marks_that_cannot_be_read(store: RedisStore, client: Any) -> None:

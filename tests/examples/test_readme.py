@@ -1,21 +1,29 @@
-"""The README is true: its programs run, print what it says they print, and what it names exists."""
+"""The README is true: its programs and commands run and print what it says they print, and what it
+names exists."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
+import os
 import re
 import shlex
 import sys
 import threading
 import time
 import types
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
-from celery import _state
+import redis
+from celery import Celery, _state
+from celery.bin.celery import celery
+from click.testing import CliRunner
 
-from celery_clutch import settings
+from celery_clutch import settings, signals
 from celery_clutch.testing import embedded
 
 from .conftest import ROOT, Block
@@ -73,6 +81,14 @@ class Reader:
         code = compile("\n" * (block.line - 1) + block.text, "README.md", "exec")
         exec(code, self.space)
 
+    def command(self, line: str) -> str:
+        """What ``celery -A shop clutch ...`` prints."""
+        program, *args = shlex.split(line)
+        assert program == "celery"
+        result = CliRunner().invoke(celery, args, prog_name="celery")
+        assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception!r}"
+        return result.output
+
     def run_tests(self) -> None:
         """Call the test functions that are new."""
         found = {name for name in self.space if name.startswith("test_")} - self.tests
@@ -83,17 +99,39 @@ class Reader:
         self.tests |= found
 
 
-def programs(blocks: list[Block]) -> Iterator[tuple[Block, str, str]]:
-    """Every Python block, with what it and the worker should print."""
+def programs(blocks: list[Block]) -> Iterator[tuple[Block, dict[str, str]]]:
+    """Every block of Python or of commands, with what it and the worker should print."""
     for index, block in enumerate(blocks):
-        if block.language != "python":
+        if block.language != "python" and not is_command(block):
             continue
-        said = {"output": "", "worker output": ""}
+        said: dict[str, str] = {}
         for following in blocks[index + 1 :]:
-            if following.kind not in said:
+            if following.kind not in ("output", "end of output", "worker output"):
                 break
             said[following.kind] = following.text
-        yield block, said["output"], said["worker output"]
+        yield block, said
+
+
+def is_command(block: Block) -> bool:
+    """Whether the block is of commands that look at runs; ``doctor`` has a test of its own."""
+    return block.text.startswith("celery -A shop clutch") and "doctor" not in block.text
+
+
+def timeless(text: str) -> str:
+    """*text*, with one time for all times, and columns that are as wide as what is in them."""
+    text = re.sub(r"\b\d\d:\d\d:\d\d\b", "00:00:00", text)
+    text = re.sub(r"\b[\d.,]+ (?:ms|s)\b", "1 s", text)
+    return re.sub(r"(?<=\S) {2,}", "  ", text)
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """What is connected to a signal in the block is not told of what comes after it."""
+    each = [signal for name, signal in vars(signals).items() if name.startswith("clutch_")]
+    before = [list(signal.receivers) for signal in each]
+    yield
+    for signal, receivers in zip(each, before):
+        signal.receivers = receivers
 
 
 def test_programs(
@@ -104,17 +142,55 @@ def test_programs(
 ) -> None:
     reader, printed = Reader(shop, request), ByThread()
     todo = list(programs(readme))
-    assert len(todo) > 10
+    assert len(todo) > 20
     reader.run(todo.pop(0)[0])  # shop.py itself
-    with embedded(shop.__dict__["app"]), monkeypatch.context() as patch:
+    app = shop.__dict__["app"]
+    with embedded(app), monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", printed)
-        for block, output, worker_output in todo:
-            reader.run(block)
-            where = f"the program in line {block.line}"
-            assert printed.take(worker=True, expected=worker_output) == worker_output, where
-            assert printed.take(worker=False) == output, where
+        for block, said in todo:
+            where = f"what is in line {block.line}"
+            if block.language == "python":
+                with deaf():
+                    reader.run(block)
+                    expected = said.get("worker output", "")
+                    assert printed.take(worker=True, expected=expected) == expected, where
+                assert printed.take(worker=False) == said.get("output", ""), where
+                continue
+            told = timeless("".join(map(reader.command, block.text.splitlines())))
+            if end := said.get("end of output"):
+                assert told.endswith(timeless(end)), where
+            else:
+                assert told == timeless(said["output"]), where
     reader.run_tests()
     assert len(reader.tests) == 2
+    assert {entry["task"] for entry in app.conf.beat_schedule.values()} <= set(app.tasks)
+
+
+@pytest.mark.integration
+def test_doctor(
+    readme: list[Block],
+    shop: types.ModuleType,
+    request: pytest.FixtureRequest,
+    missing: Callable[[str, object], NoReturn],
+) -> None:
+    reader = Reader(shop, request)
+    (block,) = [each for each in readme if "doctor" in each.text and each.language == "sh"]
+    (expected,) = [each.text for each in readme if each.kind == "doctor"]
+    reader.run(readme[[each.language for each in readme].index("python")])
+    server = os.environ.get("CLUTCH_TEST_REDIS", "redis://localhost:6379")
+    url = f"{server}/{int(os.environ.get('CLUTCH_TEST_DB', '8')) + 1}"
+    try:
+        with redis.Redis.from_url(url) as client:
+            client.ping()
+    except redis.RedisError as exc:
+        missing(f"Redis at {url}", exc)
+    app: Celery = shop.__dict__["app"]
+    app.conf.update(broker_url=url, result_backend=url, task_default_queue="readme-doctor")
+    told = reader.command(block.text)
+    for package in ("celery", "kombu"):
+        version = importlib.metadata.version(package)
+        told = re.sub(rf"(?i)\b({package}) {re.escape(version)}", r"\1 5.7.0", told)
+    assert re.sub(r"redis://\S*?/\d+", "redis://localhost:6379/0", told) == expected
 
 
 @pytest.fixture
@@ -128,6 +204,7 @@ def clutch_embedded() -> Iterator[Any]:
 
 def test_commands_name_what_exists(readme: list[Block]) -> None:
     commands = [block.text for block in readme if block.language == "sh"]
+    commands = [each for each in commands if not each.startswith("celery -A shop clutch ")]
     assert len(commands) == 3
     project = (ROOT / "pyproject.toml").read_text("utf-8")
     for command in commands:
@@ -139,15 +216,48 @@ def test_commands_name_what_exists(readme: list[Block]) -> None:
                     assert re.search(rf"^{each} = \[", project, re.M), each
 
 
-def test_links_lead_somewhere() -> None:
+def test_commands_are_those_that_exist() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M)
-    anchors = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        elif "://" not in target:
-            assert (ROOT / target).exists(), target
+    table = text.partition("\n### Command line\n")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\| (`.*?`(?:, `.*?`)*) \| (.*) \|$", table, re.M)
+    known = celery.commands["clutch"].commands  # type: ignore[attr-defined]
+    named: set[str] = set()
+    for first, rest in rows:
+        commands = {each.split()[0] for each in re.findall(r"`(.*?)`", first)}
+        options = {opt for each in commands for param in known[each].params for opt in param.opts}
+        assert set(re.findall(r"--[a-z-]+", first + rest)) <= options, commands
+        named |= commands
+    assert named == set(known)
+
+
+def test_distributions_exist() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert set(re.findall(r"plugins/(celery-clutch-\w+)/README.md", text)) == {
+        path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml")
+    }
+    for name, extra in re.findall(r"pip install \"?(celery-clutch-\w+)(?:\[(\w+)\])?", text):
+        project = (ROOT / "plugins" / name / "pyproject.toml").read_text("utf-8")
+        assert not extra or re.search(rf"^{extra} = \[", project, re.M), (name, extra)
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link into a document can point to."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "plugins/README.md"]
+)
+def test_links_lead_somewhere(name: str) -> None:
+    path = ROOT / name
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text("utf-8")):
+        if "://" not in target:
+            file, _, anchor = target.partition("#")
+            there = path.parent / file if file else path
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), target
 
 
 def test_settings_are_those_that_are_read() -> None:
@@ -155,3 +265,16 @@ def test_settings_are_those_that_are_read() -> None:
     table = text.partition("\n## Settings\n")[2].partition("\n## ")[0]
     listed = set(re.findall(r"^\| `(\w+)`", table, re.M))
     assert listed == set(re.findall(r"``(clutch_\w+)``", settings.Settings.__doc__ or ""))
+
+
+def test_the_map_names_every_module() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    map_ = text.partition("\n## A map of the code\n")[2].partition("\n### ")[0]
+    named = re.findall(r"`([\w/.]+)`", "".join(re.findall(r"^\| (`.*?`) \|", map_, re.M)))
+    package = ROOT / "celery_clutch"
+    modules = [*package.glob("*.py"), *package.glob("stores/*.py"), package / "testing"]
+    known = {str(path.relative_to(package)) for path in modules} - {
+        "__init__.py",
+        "stores/__init__.py",
+    }
+    assert {each.rstrip("/") for each in named} == known | {"stores/lua"}

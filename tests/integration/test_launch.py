@@ -84,7 +84,7 @@ def test_what_waits_for_a_clutch_that_dies_does_not_run(lab: Lab, tag: str) -> N
     until(lambda: lab.kinds(tag)["on_death"])
     lab.settle()
     assert run.state is State.FAILED
-    assert not lab.app.AsyncResult(f"after-{run_id}").ready()
+    assert not lab.app.AsyncResult(f"after-{run_id}").successful()
 
 
 def test_a_group_of_launches(lab: Lab, tag: str) -> None:
