@@ -1,0 +1,492 @@
+"""What the stores do beyond the contract."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery_clutch.errors import (
+    ConfigurationError,
+    CorruptRecord,
+    MissingExtra,
+    StoreUnavailable,
+    UnknownStore,
+)
+from celery_clutch.plugins import Plugins, forget_runtime
+from celery_clutch.settings import Settings
+from celery_clutch.status import State
+from celery_clutch.stores.base import Joins, Missing, ResultStore, Settles, StoreOptions, Verdict
+from databases import SERVERS, open_store, plain, statements, until
+from sqlalchemy import Connection, make_url
+
+from celery_clutch_sqlalchemy.store import SQLStore
+
+ON_SERVERS = pytest.mark.parametrize("kind", SERVERS, indirect=True)
+
+Calls = dict[str, Callable[[], Any]]
+
+
+def writes(store: ResultStore) -> Calls:
+    """The primitives that write, on a run that exists."""
+    step, joins = Settles("0", "0", 2), Joins("page", 2)
+    return {
+        "create": lambda: store.create(
+            "new", b"meta", {"0": b"page", "1": b"page"}, 1, data={"a": b"1"}, tags=["t"]
+        ),
+        "begin": lambda: store.begin("r", "0", "0", 0, 5),
+        "complete": lambda: store.complete(
+            *("r", "0", "0", b"value"),
+            generation=0,
+            token="t",
+            settles=step,
+            joins=joins,
+            changes={"a": b"2", "b": None},
+            info=b"info",
+        ),
+        "fail": lambda: store.fail(
+            *("r", "1", "1", b"failure"),
+            attempt=1,
+            final=True,
+            generation=0,
+            token="t",
+            settles=[step, Settles("1", "1", 1)],
+        ),
+        "hold": lambda: store.hold("r", "2", b"held"),
+        "take": lambda: store.take("r", "1", "lane", -1, 0),
+        "transition": lambda: store.transition("r", [State.FAILED], State.RUNNING, 0),
+        "delete": lambda: store.delete("r"),
+    }
+
+
+def reads(store: ResultStore) -> Calls:
+    """The primitives that read."""
+    return {
+        "page": lambda: store.page("r", "0"),
+        "values": lambda: store.values("r", ["0", "1"]),
+        "finished": lambda: store.finished("r", ["0", "1"]),
+        "data": lambda: store.data("r"),
+        "executions": lambda: store.executions("r"),
+        "read": lambda: store.read("r"),
+        "peek": lambda: store.peek("r"),
+        "scan": lambda: store.scan(),
+    }
+
+
+# --- how it is opened --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("postgresql://host/db", "PostgreSQLStore"),
+        ("postgresql+psycopg://host/db", "PostgreSQLStore"),
+        ("mysql://host/db", "MariaDBStore"),
+        ("mysql+pymysql://host/db", "MariaDBStore"),
+        ("mariadb://host/db", "MariaDBStore"),
+        ("mariadb+pymysql://host/db", "MariaDBStore"),
+        ("sqlite:///file.db", "SQLiteStore"),
+        ("sqlite:////tmp/file.db?timeout=3", "SQLiteStore"),
+    ],
+)
+def test_an_app_finds_its_store(url: str, kind: str) -> None:
+    store = Plugins().open(Settings.of({"clutch_store": url, "clutch_ttl": 60}))
+    assert type(store).__name__ == kind
+    assert store.options.ttl == 60
+
+
+def test_another_driver_is_unknown() -> None:
+    with pytest.raises(UnknownStore, match="postgresql://"):
+        Plugins().open(Settings.of({"clutch_store": "postgresql+psycopg2://host/db"}))
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("postgresql://user:secret@host:port/db", "not the URL of a database"),
+        ("postgresql://user:secret@host/db?pool_size=many", "not the URL of a database"),
+        ("mariadb://user:secret@host", "which database"),
+        ("sqlite://", "which file"),
+        ("sqlite:///:memory:", "which file"),
+    ],
+)
+def test_a_url_that_makes_no_sense(url: str, problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=problem) as error:
+        open_store(url)
+    told = f"{error.value!r} {error.value.__cause__!r}"
+    assert "sec" not in told, "the password is nowhere shown"
+
+
+@pytest.mark.parametrize(
+    ("url", "driver", "extra"),
+    [
+        ("postgresql://host/db", "psycopg", "postgresql"),
+        ("mariadb://host/db", "pymysql", "mysql"),
+    ],
+)
+def test_a_driver_that_is_not_installed(url: str, driver: str, extra: str) -> None:
+    program = (
+        f"import sys; sys.modules[{driver!r}] = None; from databases import *; open_store({url!r})"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=os.path.dirname(__file__),
+        capture_output=True,
+        text=True,
+    )
+    assert MissingExtra.__name__ in ran.stderr
+    assert f"pip install 'celery-clutch-sqlalchemy[{extra}]'" in ran.stderr
+
+
+def test_sqlite_files_are_in_wal_mode(migrated: Callable[[str], str]) -> None:
+    with plain(migrated("sqlite")) as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+# --- what it costs -----------------------------------------------------------------------------
+
+
+def questions(connection: Connection) -> int:
+    """How many messages a connection to MariaDB has sent; what procedures do does not count."""
+    row = connection.exec_driver_sql("SHOW SESSION STATUS LIKE 'Questions'").one()
+    return int(row[1])
+
+
+@ON_SERVERS
+def test_every_primitive_is_one_round_trip(store: SQLStore, kind: str) -> None:
+    store.create("r", b"", {"0": b"page"}, 5, data={"a": b"0"})
+    for name, call in (writes(store) | reads(store)).items():
+        before = store._do(questions) if kind == "mariadb" else 0
+        with statements() as sent:
+            call()
+        assert len(sent) == 1, f"{name} sends {sent}"
+        if kind == "mariadb":
+            spent = store._do(questions) - before - 1
+            assert spent == 1, f"{name}: {spent} messages, those that the driver adds included"
+
+
+@ON_SERVERS
+def test_a_job_takes_two_round_trips(store: SQLStore, kind: str) -> None:
+    store.create("r", b"", {}, 100)
+    with statements() as sent:
+        for number in range(10):
+            at = str(number)
+            assert store.begin("r", at, at, 0, 5).verdict is Verdict.RUN
+            assert store.complete("r", at, at, b"", generation=0, token=at).fresh
+    assert len(sent) == 20, sent
+    assert not any(each.startswith(("BEGIN", "COMMIT", "ROLLBACK")) for each in sent)
+
+
+# --- names and large things --------------------------------------------------------------------
+
+
+def test_names_are_compared_byte_by_byte(store: SQLStore) -> None:
+    names = ["a", "A", "a ", " a", "ä", "a\u0308", "\N{GRINNING FACE}", "x" * 200, "x" * 199 + "y"]
+    for name in names:
+        store.create(name, name.encode(), {name: name.encode()}, 2 * len(names))
+    for name in names:
+        for slot in names:
+            done = store.complete(
+                *(name, slot, slot, slot.encode()),
+                generation=0,
+                token="t",
+                settles=Settles(slot, slot, 1),
+                changes={slot: slot.encode()},
+            )
+            assert (done.fresh, done.settled) == (True, slot)
+            step = Settles(f"fail {slot}", slot, 1)
+            failed = store.fail(
+                *(name, slot, slot, b""),
+                attempt=1,
+                final=False,
+                generation=0,
+                token="t",
+                settles=[step],
+            )
+            assert failed.reports == (step.step,)
+        assert store.values(name, names) == [each.encode() for each in names]
+        assert store.data(name) == {each: each.encode() for each in names}
+        assert set(store.executions(name)) == set(names)
+        assert (store.page(name, name), store.page(name, "other")) == (name.encode(), Missing)
+    assert {summary.run for summary in store.scan()[0]} == set(names)
+    for name in names:
+        assert store.delete(name)
+
+
+def test_scan_finds_exactly_what_is_asked_for(store: SQLStore) -> None:
+    tags = {"a": ["x", "y"], "b": [","], "c": ["X"], "d": ['"', "%"], "e": ["ü_", "x y"]}
+    for run, labels in tags.items():
+        store.create(run, b"", {}, 1, name=run.upper(), tags=labels)
+    for tag in ("x", "X", ",", "%", '"', "ü_", "y", "_", ""):
+        expected = [run for run, labels in reversed(tags.items()) if tag in labels]
+        assert [each.run for each in store.scan(tag=tag)[0]] == expected
+    assert [each.run for each in store.scan(name="A")[0]] == ["a"]
+    assert store.scan(name="a")[0] == []
+
+
+def test_pages_that_do_not_fit_into_one_message(store: SQLStore) -> None:
+    pages = {str(number): os.urandom(700_000) for number in range(30)}
+    store.create("r", b"", pages, 1)
+    assert store.page("r", "0") == pages["0"]
+    assert store.page("r", "29") == pages["29"]
+    assert store.delete("r")
+    assert store.page("r", "29") is Missing
+
+
+# --- what goes wrong ---------------------------------------------------------------------------
+
+
+def test_without_tables(empty: str) -> None:
+    store = open_store(empty)
+    for name, call in (writes(store) | reads(store)).items():
+        with pytest.raises(ConfigurationError, match="celery -A proj clutch migrate"):
+            call()
+            pytest.fail(f"{name} without tables")
+    (warning,) = store.check()
+    assert "clutch migrate" in warning
+    store.close()
+
+
+BROKEN = {
+    "state = 'LAZY'": {"read", "peek", "scan"},
+    "tags = '{'": {"scan"},
+    "tags = '1'": {"scan"},
+}
+
+
+@pytest.mark.parametrize("change", BROKEN)
+def test_a_record_that_cannot_be_read(store: SQLStore, url: str, change: str) -> None:
+    store.create("r", b"", {}, 1)
+    with plain(url, isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(
+            f"UPDATE clutch_run SET {change} WHERE prefix = '{store.options.prefix}'"
+        )
+    for name in sorted(BROKEN[change]):
+        with pytest.raises(CorruptRecord, match="'r'"):
+            reads(store)[name]()
+            pytest.fail(f"{name} with {change}")
+
+
+def test_a_file_that_is_no_database(tmp_path: Any) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("not a database, but long enough to look at " * 100)
+    with pytest.raises(CorruptRecord):
+        open_store(f"sqlite:///{file}").read("r")
+
+
+@ON_SERVERS
+def test_connections_that_were_lost(store: SQLStore, url: str, kind: str) -> None:
+    store.create("r", b"", {}, 50)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: store.begin("r", str(n), str(n), 0, 5), range(8)))
+    with plain(url, isolation_level="AUTOCOMMIT") as admin:
+        if kind == "postgresql":
+            admin.exec_driver_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        else:
+            query = (
+                "SELECT id FROM information_schema.processlist"
+                " WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+            )
+            for (id,) in admin.exec_driver_sql(query).all():
+                admin.exec_driver_sql(f"KILL {id}")
+    with pytest.raises(StoreUnavailable):
+        for _ in range(10):
+            store.complete("r", "0", "0", b"", generation=0, token="t")
+    done = store.complete("r", "0", "0", b"", generation=0, token="t")
+    assert done.remaining == 49, "one error, and all connections are made again"
+    answers = [store.begin("r", str(n), str(n), 0, 5).verdict for n in range(8)]
+    assert answers == [Verdict.DONE] + [Verdict.RUN] * 7
+
+
+@ON_SERVERS
+def test_a_deadlock_is_tried_again(store: SQLStore, url: str, kind: str) -> None:
+    """And nobody hears of it."""
+    store.create("r", b"", {}, 300)
+    for number in range(100):
+        store.begin("r", str(number), str(number), 0, 5)
+    with plain(url) as other, ThreadPoolExecutor(1) as pool, statements() as sent:
+        if kind == "postgresql":
+            other.exec_driver_sql("SET deadlock_timeout = '1h'")  # the store's is to be told
+        own = f"SELECT id FROM clutch_run WHERE prefix = '{store.options.prefix}'"
+        id = other.exec_driver_sql(own).scalar()
+        # Much work, so that MariaDB takes the store's for the cheaper one to give up.
+        other.exec_driver_sql(f"UPDATE clutch_job SET starts = 9 WHERE run_id = {id}")
+        done = pool.submit(store.complete, "r", "7", "7", b"", generation=0, token="t")
+        with plain(url, isolation_level="AUTOCOMMIT") as observer:
+            until(lambda: blocked(observer, kind), "the store to wait for the other")
+        other.exec_driver_sql(f"{own} FOR UPDATE")
+        other.commit()
+        assert done.result(60).remaining == 299
+    calls = [each for each in sent if "clutch_complete" in each]
+    assert len(calls) > 1, "the transaction was the victim, and tried again"
+    assert store.executions("r")["7"].starts == 0
+
+
+def blocked(observer: Connection, kind: str) -> bool:
+    """Whether somebody waits for a lock."""
+    query = (
+        "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+        if kind == "mariadb"
+        else "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    return bool(observer.exec_driver_sql(query).scalar())
+
+
+@ON_SERVERS
+def test_a_lock_that_is_never_released(url: str, kind: str) -> None:
+    store = open_store(url, StoreOptions(f"locked-{time.time_ns()}"))
+    store.lock_timeout = 1
+    store.create("r", b"", {}, 1)
+    with plain(url) as other:
+        prefix = store.options.prefix
+        other.exec_driver_sql(f"SELECT id FROM clutch_run WHERE prefix = '{prefix}' FOR UPDATE")
+        with pytest.raises(StoreUnavailable, match="in vain"):
+            store.begin("r", "0", "0", 0, 5)
+        assert store.peek("r") == (State.RUNNING, 0), "who reads does not wait"
+    assert store.begin("r", "0", "0", 0, 5).verdict is Verdict.RUN
+    store.close()
+
+
+@ON_SERVERS
+def test_the_rights_that_workers_need(store: SQLStore, url: str, kind: str) -> None:
+    guest, grants = f"guest_{time.time_ns()}", "SELECT, INSERT, UPDATE, DELETE"
+    store.create("r", b"", {"0": b"page"}, 5, data={"a": b"0"})
+    with plain(url, isolation_level="AUTOCOMMIT") as admin:
+        if kind == "postgresql":
+            admin.exec_driver_sql(f"CREATE ROLE {guest} LOGIN PASSWORD 'guest'")
+            admin.exec_driver_sql(f"GRANT {grants} ON ALL TABLES IN SCHEMA public TO {guest}")
+        else:
+            name = make_url(url).database
+            admin.exec_driver_sql(f"CREATE USER {guest}@'%%' IDENTIFIED BY 'guest'")
+            admin.exec_driver_sql(f"GRANT {grants}, EXECUTE ON {name}.* TO {guest}@'%%'")
+        try:
+            own = make_url(url).set(username=guest, password="guest")
+            other = open_store(own.render_as_string(hide_password=False), store.options)
+            assert other.check() == []
+            for call in (writes(other) | reads(other)).values():
+                call()
+            with pytest.raises((StoreUnavailable, ConfigurationError)):
+                other._do(lambda connection: connection.exec_driver_sql("DROP TABLE clutch_run"))
+            other.close()
+        finally:
+            if kind == "postgresql":
+                admin.exec_driver_sql(f"DROP OWNED BY {guest}")
+            admin.exec_driver_sql(f"DROP {'ROLE' if kind == 'postgresql' else 'USER'} {guest}")
+
+
+@ON_SERVERS
+def test_a_call_that_is_cut_short(store: SQLStore, url: str, kind: str) -> None:
+    """As by a soft time limit: the connection it used is not used again."""
+    store.create("r", b"value of r", {}, 2)
+
+    class CutShort(Exception):
+        pass
+
+    def interrupted(connection: Connection) -> None:
+        connection.exec_driver_sql("SELECT 1")
+        raise CutShort
+
+    with pytest.raises(CutShort):
+        store._do(interrupted)
+    first = store._do(lambda connection: backend(connection, kind))
+    with pytest.raises(CutShort):
+        store._do(interrupted)
+    assert store._do(lambda connection: backend(connection, kind)) != first
+    assert store.peek("r") == (State.RUNNING, 0)
+
+
+def backend(connection: Connection, kind: str) -> int:
+    function = {"postgresql": "pg_backend_pid()", "mariadb": "CONNECTION_ID()"}[kind]
+    return int(connection.exec_driver_sql(f"SELECT {function}").scalar() or 0)
+
+
+# --- waiting -----------------------------------------------------------------------------------
+
+
+def test_postgresql_notifies_who_waits(migrated: Callable[[str], str]) -> None:
+    store = open_store(migrated("postgresql"), StoreOptions(f"wait-{time.time_ns()}"))
+    store.create("r", b"", {}, 2)
+    with ThreadPoolExecutor(2) as pool, statements() as sent:
+        waits = (lambda: store.wait("r", 60), lambda: asyncio.run(store.wait_async("r", 60)))
+        both = [pool.submit(wait) for wait in waits]
+        with plain(store.url, isolation_level="AUTOCOMMIT") as observer:
+            query = (
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND query LIKE 'LISTEN clutch_%%'"
+            )
+            until(lambda: observer.exec_driver_sql(query).scalar() == 2, "both to listen")
+        store.complete("r", "0", "0", b"", generation=0, token="t")
+        looked = len([each for each in sent if "clutch_run.state" in each])
+        store.complete("r", "1", "1", b"", generation=0, token="t")
+        assert [each.result(60) for each in both] == [State.SUCCEEDED] * 2
+        looks = [each for each in sent if "clutch_run.state" in each]
+        assert len(looks) <= looked + 4, "nobody asks again and again"
+    store.close()
+
+
+# --- what has expired --------------------------------------------------------------------------
+
+
+def test_prune(url: str) -> None:
+    prefix = f"prune-{time.time_ns()}"
+    old = open_store(url, StoreOptions(prefix, ttl=0.001, result_ttl=0.001))
+    new = open_store(url, StoreOptions(prefix))
+    for number in range(25):
+        old.create(f"old {number}", b"", {"0": b"page"}, 1)
+    new.create("new", b"", {}, 1)
+    until(lambda: not [s for s in new.scan()[0] if s.run != "new"], "the old ones to expire")
+    other = open_store(url, StoreOptions(f"{prefix} of others"))
+    assert other.prune() == 0
+    with plain(url, isolation_level="AUTOCOMMIT") as connection:
+        count = "SELECT count(*) FROM clutch_{} WHERE {} IN ({})"
+        ids = f"SELECT id FROM clutch_run WHERE prefix = '{prefix}'"
+        assert connection.exec_driver_sql(count.format("page", "run_id", ids)).scalar() == 25
+        assert [new.prune(limit=10) for _ in range(4)] == [10, 10, 5, 0]
+        assert connection.exec_driver_sql(count.format("page", "run_id", ids)).scalar() == 0
+        assert connection.exec_driver_sql(count.format("run", "id", ids)).scalar() == 1
+    assert new.peek("new") == (State.RUNNING, 0)
+    for store in (old, new, other):
+        store.close()
+
+
+def test_the_task_prunes_in_batches(url: str) -> None:
+    prefix = f"task-{time.time_ns()}"
+    old = open_store(url, StoreOptions(prefix, ttl=0.001, result_ttl=0.001))
+    for number in range(7):
+        old.create(f"old {number}", b"", {}, 1)
+    until(lambda: old.scan() == ([], ""), "the runs to expire")
+    old.close()
+    app = Celery("prune", set_as_current=False, include=["celery_clutch_sqlalchemy.tasks"])
+    app.conf.update(clutch_store=url, clutch_key_prefix=prefix)
+    app.loader.import_default_modules()
+    with statements() as sent:
+        task = app.tasks["celery_clutch_sqlalchemy.prune"]
+        assert task.apply(kwargs={"batch": 3}).get() == 7
+    assert len([each for each in sent if each.startswith("DELETE")]) == 3
+    forget_runtime(app)
+
+
+def test_an_expired_run_makes_room(url: str) -> None:
+    prefix = f"room-{time.time_ns()}"
+    old = open_store(url, StoreOptions(prefix, ttl=0.001, result_ttl=0.001))
+    old.create("r", b"old", {"0": b"old"}, 1)
+    new = open_store(url, StoreOptions(prefix))
+    until(lambda: new.peek("r") is None, "the run to expire")
+    new.create("r", b"new", {}, 1)
+    record = new.read("r")
+    assert record is not None
+    assert (record.meta, new.page("r", "0")) == (b"new", Missing)
+    assert new.prune() == 0
+    for store in (old, new):
+        store.close()
