@@ -36,7 +36,7 @@ from .pages import Expand
 from .plan import Scope
 from .plugins import runtime
 from .status import Failure, State, isoformat
-from .stores.base import Begun, Completed, Record, ResultStore, Verdict
+from .stores.base import ENDED, Begun, Completed, Record, ResultStore, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -267,7 +267,7 @@ def finished(app: Celery, run: str) -> None:
 
     def make() -> Finished | None:
         found = runtime(app).store.read(run)
-        if found is None:
+        if found is None or found.state not in ENDED:  # or somebody has resumed it already
             return None
         meta = record.Meta.loads(found.meta)
         return Finished(
@@ -526,7 +526,8 @@ class ClutchTask(Task):
         except Retry as exc:
             cause = exc.exc if isinstance(exc.exc, BaseException) else exc
             try:
-                attempt.fail(cause, final=False)
+                # An exception that was never raised has no traceback.
+                attempt.fail(cause, final=False, traceback=cause.__traceback__ or exc.__traceback__)
             except StoreUnavailable:
                 # The retry is on its way already; putting the job off would double it.
                 logger.exception("a failed attempt of job %s is not recorded", attempt.header.at)

@@ -38,7 +38,7 @@ def environment(
         import celery_clutch_django  # noqa: F401
         import django  # noqa: F401
     except ImportError as exc:
-        missing("celery-clutch-django", exc)
+        pytest.skip(f"celery-clutch-django is not installed: {exc}")
     server = os.environ.get("CLUTCH_TEST_REDIS", "redis://localhost:6379").rstrip("/")
     url = f"{server}/{int(os.environ.get('CLUTCH_TEST_DB', '6')) + 1}"
     problem: object = None
@@ -121,7 +121,7 @@ def browser(missing: Missing, tmp_path_factory: pytest.TempPathFactory) -> Itera
     try:
         from selenium import webdriver
     except ImportError as exc:
-        missing("selenium", exc)
+        pytest.skip(f"selenium is not installed: {exc}")
     options = webdriver.ChromeOptions()
     options.binary_location = program
     for argument in (

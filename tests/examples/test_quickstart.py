@@ -25,7 +25,8 @@ PROGRAM = [sys.executable, "-W", "default::UserWarning", str(ROOT / "examples" /
 
 def environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("CELERY_")}
+    drop = ("CELERY_", "COLUMNS", "LINES")  # the latter two go before the size of the terminal
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(drop)}
     return {**kept, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
 
 

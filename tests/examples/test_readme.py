@@ -190,6 +190,7 @@ def test_doctor(
     for package in ("celery", "kombu"):
         version = importlib.metadata.version(package)
         told = re.sub(rf"(?i)\b({package}) {re.escape(version)}", r"\1 5.7.0", told)
+    told = re.sub(r"warning .* no ClutchTasks: it\..*\n.*\n", "", told)  # of other tests
     assert re.sub(r"redis://\S*?/\d+", "redis://localhost:6379/0", told) == expected
 
 

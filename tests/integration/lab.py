@@ -132,6 +132,7 @@ class Lab:
             options = {key: f"{self.queue}.{key}" for key in unacked}
         self.conf = {
             "task_default_queue": self.queue,
+            "clutch_key_prefix": self.name,  # a sweep sees the runs of its own lab only
             "broker_transport_options": options,
             **conf,
         }

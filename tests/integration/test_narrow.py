@@ -36,7 +36,7 @@ def test_never_more_than_so_many_at_once(wide: Lab, tag: str) -> None:
     ).engage()
     assert wide.finish(run) is State.SUCCEEDED
     assert run.get(timeout=1) == [["end", list(range(25))]], "the order of results is the same"
-    assert most(wide, tag) == 3
+    assert 2 <= most(wide, tag) <= 3
     assert set(wide.ran(run).values()) == {1}
     assert wide.kinds(tag) == {"on_success": 1}
 

@@ -467,12 +467,11 @@ def test_the_task_prunes_in_batches(url: str) -> None:
         old.create(f"old {number}", b"", {}, 1)
     until(lambda: old.scan() == ([], ""), "the runs to expire")
     old.close()
-    app = Celery("prune", set_as_current=False, include=["celery_clutch_sqlalchemy.tasks"])
+    app = Celery("prune", set_as_current=False)
     app.conf.update(clutch_store=url, clutch_key_prefix=prefix)
-    app.loader.import_default_modules()
     with statements() as sent:
-        task = app.tasks["celery_clutch_sqlalchemy.prune"]
-        assert task.apply(kwargs={"batch": 3}).get() == 7
+        task = app.tasks["celery_clutch.prune"]
+        assert task.apply(kwargs={"limit": 3}).get() == 7
     assert len([each for each in sent if each.startswith("DELETE")]) == 3
     forget_runtime(app)
 
