@@ -15,6 +15,7 @@ from celery.canvas import Signature, chunks
 from celery.utils.functional import maybe_list
 
 from . import canvas, compat, graph, plan, record
+from .attempt import Attempt
 from .codec import decode_plan, encode_data, encode_plan
 from .errors import (
     BuildError,
@@ -28,7 +29,7 @@ from .errors import (
 from .plan import Job, Node, Parallel, Scope, Series
 from .plugins import runtime
 from .result import ClutchResult
-from .task import Attempt, ClutchTask, current_attempt
+from .task import ClutchTask, current_attempt
 
 _ID = re.compile(r"[A-Za-z0-9_.:@+=/~-]{1,200}")
 

@@ -22,11 +22,12 @@ from .errors import (
     MissingResult,
     RunNotFound,
 )
+from .notify import finished
 from .plan import Node
 from .plugins import runtime
 from .status import Failure, Progress, State, Status
 from .stores.base import ENDED, Missing, Record, ResultStore
-from .task import finished, reopen
+from .task import reopen
 
 
 class ClutchResult:

@@ -17,13 +17,14 @@ from itertools import pairwise
 from celery import Celery, shared_task
 
 from . import plan, record
+from .attempt import too_late
 from .errors import ClutchError, RunNotFound
+from .notify import describe, fail
 from .plan import Job, Node, Parallel
 from .plugins import runtime
 from .result import ClutchResult, held_runs
 from .status import State
 from .stores.base import Execution, Record
-from .task import describe, fail, too_late
 from .tasks import InternalTask
 
 logger = logging.getLogger(__name__)

@@ -8,35 +8,23 @@ step (5.3 to 5.7).
 from __future__ import annotations
 
 import logging
-import os
 import time
-import traceback as traceback_module
 from collections.abc import Iterator
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
-import orjson
 from celery import Celery, Task, chord
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 
-from . import canvas, codec, compat, dispatch, pages, record, signals
+from . import canvas, compat, dispatch, pages, record, signals
+from .attempt import Attempt, complete_held, lost, too_late
 from .data import Data
-from .errors import (
-    AlreadyEngaged,
-    ClutchExpired,
-    JobLost,
-    NestedClutchFailed,
-    ResultError,
-    StoreUnavailable,
-)
-from .events import Finished, JobFailed, JobFinished, JobStarted, StepSettled
+from .errors import AlreadyEngaged, JobLost, ResultError, StoreUnavailable
 from .header import NAME, Header
 from .pages import Expand
-from .plan import Scope
 from .plugins import runtime
-from .status import Failure, State, isoformat
-from .stores.base import ENDED, Begun, Completed, Record, ResultStore, Verdict
+from .status import State
+from .stores.base import Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -46,325 +34,6 @@ LATE_TIMES = 20
 """How often it is put off; about a quarter of an hour in all."""
 
 _ATTEMPT = "_clutch_attempt"
-
-
-class Attempt:
-    """One execution of a job: its place in the run, and what it tells the store."""
-
-    def __init__(self, app: Celery, header: Header, request: Any, task: str) -> None:
-        self.app = app
-        self.header = header
-        self.request = request
-        self.task = header.task or task
-        self.runtime = runtime(app)
-        self.token = os.urandom(8).hex()
-        self.nested: list[canvas.Prepared] = []
-        self.replaced = False
-        self.previous: list[Any] | None = None
-        self.started = time.time()
-        self._clock = time.perf_counter()
-        self._data: Data | None = None
-
-    @property
-    def store(self) -> ResultStore:
-        return self.runtime.store
-
-    @property
-    def number(self) -> int:
-        """The attempt, counted from 1."""
-        return int(getattr(self.request, "retries", 0) or 0) + 1
-
-    @property
-    def data(self) -> Data:
-        """The data of the run, read once."""
-        if self._data is None:
-            self._data = Data(self._load_data, self.runtime.settings.max_result_bytes)
-        return self._data
-
-    def _load_data(self) -> dict[str, bytes]:
-        return self.store.patiently(self.store.data, self.header.run) or {}
-
-    def outcome(self, value: Any) -> record.Held:
-        """What the job has returned, and what it has changed.
-
-        Raises:
-            NonJSONResult, NonJSONData, ResultTooLarge: it cannot be stored.
-        """
-        return record.Held(
-            b"" if self.replaced else self.encode(value),
-            changes=self._data.changes() if self._data is not None else {},
-            info=record.execution_info(
-                self.number, self.started, time.perf_counter() - self._clock
-            ),
-        )
-
-    def begin(self) -> Begun:
-        header = self.header
-        limit = self.runtime.settings.max_starts
-        return self.store.patiently(
-            self.store.begin, header.run, header.at, header.slot, header.generation, limit
-        )
-
-    def encode(self, value: Any) -> bytes:
-        return codec.encode_result(value, self.header.at, self.runtime.settings.max_result_bytes)
-
-    def complete(self, outcome: record.Held) -> Completed:
-        """Record *outcome*, and send the handlers that are due."""
-        header = self.header
-        done = self.store.patiently(
-            self.store.complete,
-            header.run,
-            header.at,
-            header.slot,
-            outcome.value,
-            generation=header.generation,
-            token=self.token,
-            job=not header.close,
-            settles=header.settled_by_completion(
-                alone=signals.heard(self.app, signals.clutch_step_settled)
-            ),
-            joins=header.joins(),
-            changes=outcome.changes,
-            info=outcome.info,
-        )
-        if done.fresh and not header.close:
-            signals.emit(self.app, signals.clutch_job_finished, lambda: self.finished(outcome))
-        if done.settled:
-            settled(self.app, header, done.settled, failed=bool(done.report))
-        if done.report:
-            report(self.app, header.run, done.report)
-        if done.succeeded:
-            announce(self.app, header.run, "on_success", "")
-            finished(self.app, header.run)
-        if done.joined and header.join:
-            dispatch.take_place(self.request, header.join)
-        return done
-
-    def where(self) -> tuple[str, int, str, str, str, int]:
-        """The job and its attempt, as events tell them."""
-        header, task_id = self.header, str(getattr(self.request, "id", "") or "")
-        return header.run, header.generation, header.at, self.task, task_id, self.number
-
-    def started_event(self) -> JobStarted:
-        return JobStarted(*self.where(), self.started, self.header.context)
-
-    def finished(self, outcome: record.Held) -> JobFinished:
-        info = orjson.loads(outcome.info) if outcome.info else {}
-        run, generation, address, task, task_id, number = self.where()
-        return JobFinished(
-            run,
-            generation,
-            address,
-            task,
-            task_id,
-            attempt=info.get("attempt", number),
-            at=time.time(),
-            seconds=info.get("seconds", 0.0),
-            context=self.header.context,
-        )
-
-    def join(self) -> None:
-        """The job has its result, from a message before this one: be counted in its page."""
-        if self.header.join:
-            self.complete(record.Held())
-
-    def fail(
-        self,
-        exc: BaseException,
-        *,
-        final: bool,
-        traceback: TracebackType | str | None = None,
-        number: int | None = None,
-    ) -> None:
-        """Record a failed attempt, and send the handlers that are due."""
-        failure = describe(exc, self.header.at, self.task, self.request, traceback)
-        failure = replace(failure, attempt=number or self.number, final=final)
-        fail(self.app, self.header, failure, self.token)
-
-    def previous_results(self) -> list[Any]:
-        """The previous results, read once."""
-        if self.previous is None:
-            self.previous = canvas.previous_values(self.store, self.header)
-        return self.previous
-
-
-def fail(app: Celery, header: Header, failure: Failure, token: str, *, loud: bool = True) -> None:
-    """Record *failure* for the job of *header*; a death goes up to the job that nested the run."""
-    store = runtime(app).store
-    done = store.patiently(
-        store.fail,
-        header.run,
-        header.at,
-        header.slot,
-        orjson.dumps(failure.to_dict()),
-        attempt=failure.attempt,
-        final=failure.final,
-        generation=header.generation,
-        token=token,
-        settles=header.settled_by_failure(loud=loud),
-    )
-    if done.recorded:
-        signals.emit(app, signals.clutch_job_failed, lambda: failed(header, failure))
-    for step in done.settled:
-        settled(app, header, step, failed=True)
-    for step in done.reports:
-        report(app, header.run, step)
-    if done.died:
-        announce(app, header.run, "on_death", header.at)
-        finished(app, header.run)
-        _fail_parent(app, header.run, failure, token)
-    if done.recorded and failure.final and header.lane:
-        _go_on(app, header)
-
-
-def _go_on(app: Celery, header: Header) -> None:
-    """The branch that a lane ran is dead: let the lane take the next one.
-
-    Nothing waits for the lane any more; like the other branches of a parallel, what is in it runs.
-    """
-    lane, store = header.lane, runtime(app).store
-    while lane:
-        here = replace(header, lane=lane["outer"])
-        # Of several deaths in one branch the first lets the lane go on.
-        mark = f"{lane['at']} lane {lane['lane']} after {lane['number']}"
-        try:
-            begun = store.patiently(store.begin, header.run, mark, mark, header.generation, 1)
-            if begun.verdict is Verdict.RUN:
-                dispatch.send(app, canvas.Compiler(app, here).lane(lane, counted=False))
-        except Exception:
-            logger.exception("a lane of %s in run %s stops here", lane["at"], header.run)
-        lane = lane["outer"]
-
-
-def failed(header: Header, failure: Failure) -> JobFailed:
-    """*failure* as observers are told of it."""
-    return JobFailed(
-        header.run,
-        header.generation,
-        header.at,
-        failure.task,
-        failure.task_id,
-        failure.attempt,
-        time.time(),
-        failure,
-        header.context,
-    )
-
-
-def settled(app: Celery, header: Header, step: str, *, failed: bool) -> None:
-    """Tell observers that a step has settled."""
-    signals.emit(
-        app,
-        signals.clutch_step_settled,
-        lambda: StepSettled(
-            header.run, header.generation, step, failed, time.time(), header.context
-        ),
-    )
-
-
-def finished(app: Celery, run: str) -> None:
-    """Tell observers that a run has ended."""
-
-    def make() -> Finished | None:
-        found = runtime(app).store.read(run)
-        if found is None or found.state not in ENDED:  # or somebody has resumed it already
-            return None
-        meta = record.Meta.loads(found.meta)
-        return Finished(
-            run,
-            meta.name,
-            meta.tags,
-            found.state,
-            found.generation,
-            meta.jobs,
-            found.done,
-            found.created_at,
-            found.ended_at or found.updated_at,
-            meta.parent.to_status() if meta.parent else None,
-            meta.context,
-        )
-
-    signals.emit(app, signals.clutch_finished, make)
-
-
-def _fail_parent(app: Celery, run: str, failure: Failure, token: str) -> None:
-    store = runtime(app).store
-    found = store.patiently(store.read, run)
-    parent = found and record.Meta.loads(found.meta).parent
-    above = parent and store.patiently(store.peek, parent.header["run"])
-    if not parent or not above:
-        return
-    header = record.parent_header(parent, above[1])
-    name = f"{NestedClutchFailed.__module__}.{NestedClutchFailed.__qualname__}"
-    message = f"job {failure.address} of the nested clutch {run}: {failure.message}"
-    own = replace(
-        failure,
-        address=header.at,
-        task=parent.task,
-        task_id=parent.task_id,
-        exception=name,
-        message=message,
-        attempt=parent.attempt,
-        final=True,
-    )
-    fail(app, header, own, token, loud=not parent.quiet)
-
-
-def describe(
-    exc: BaseException,
-    address: str,
-    task: str,
-    request: Any,
-    traceback: TracebackType | str | None = None,
-) -> Failure:
-    """*exc* as a `Failure` of attempt 1, not final."""
-    if isinstance(traceback, str):
-        text = traceback
-    else:
-        tb = traceback or exc.__traceback__
-        text = "".join(traceback_module.format_exception(type(exc), exc, tb))
-    kind = type(exc)
-    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return Failure(
-        address=address,
-        task=task,
-        task_id=str(getattr(request, "id", "") or ""),
-        exception=f"{module}{kind.__qualname__}",
-        message=_printable(_text(exc))[:1000],
-        traceback=_printable(text)[-4000:],
-        attempt=1,
-        final=False,
-        at=isoformat(time.time()),
-    )
-
-
-def report(app: Celery, run: str, step: str) -> None:
-    """Send ``on_failure`` about *step*."""
-    _send(app, run, "on_failure", step, step)
-
-
-def announce(app: Celery, run: str, handler: str, address: str) -> None:
-    """Send ``on_success`` or ``on_death`` of the scope at *address*."""
-    _send(app, run, handler, address, None)
-
-
-def _send(app: Celery, run: str, handler: str, address: str, step: str | None) -> None:
-    # A handler that cannot be sent must not harm the run: whatever goes wrong is logged.
-    try:
-        store = runtime(app).store
-        found: Record | None = store.patiently(store.read, run)
-        if found is None:
-            return
-        scope: Scope = record.Meta.loads(found.meta).scope(address)
-        wanted = getattr(scope, handler)
-        if wanted is None:
-            return
-        signature = app.signature(dict(wanted))
-        if scope.queue:
-            signature.set(queue=scope.queue)
-        signature.apply_async((record.status(found, step=step).to_dict(),))
-    except Exception:
-        logger.exception("%s of run %s could not be sent", handler, run)
 
 
 class ClutchTask(Task):
@@ -534,12 +203,12 @@ class ClutchTask(Task):
             raise
         except Ignore as exc:
             if not attempt.replaced:
-                attempt.fail(_lost(attempt, "raised Ignore", exc), final=True)
+                attempt.fail(lost(attempt, "raised Ignore", exc), final=True)
             raise
         except Reject as exc:
             # A requeued message comes back, and begin counts how often.
             if not (exc.requeue and self.acks_late):
-                attempt.fail(_lost(attempt, "raised Reject", exc), final=True)
+                attempt.fail(lost(attempt, "raised Reject", exc), final=True)
             raise
         except StoreUnavailable:
             raise
@@ -637,18 +306,6 @@ class ClutchTask(Task):
         raise Ignore(str(exc)) from exc
 
 
-def complete_held(attempt: Attempt, held: record.Held) -> None:
-    """Complete a job with what it was holding, and with what nested runs changed of its data.
-
-    Raises:
-        MissingResult: a nested run that shares the data is gone.
-    """
-    changes = dict(held.changes)
-    for run in held.shared:
-        changes.update(canvas.shared_changes(attempt.store, run))
-    attempt.complete(replace(held, changes=changes))
-
-
 def reopen(app: Celery, run: str) -> tuple[canvas.Compiler, record.Meta] | None:
     """Raise the generation of *run*, for what is left of it; None if it is over, or gone."""
     store = runtime(app).store
@@ -698,14 +355,6 @@ def _iterate(attempt: Attempt, chunk: int) -> Iterator[Any]:
         yield from canvas.read_values(attempt.store, attempt.header.run, part)
 
 
-def too_late(header: Header) -> ClutchExpired:
-    """What a job fails with that has not started by its clutch's deadline."""
-    return ClutchExpired(
-        f"job {header.at} had not started by {isoformat(header.expires)}, the deadline of its "
-        "clutch (expires)"
-    )
-
-
 def _is_stop(exc: SystemExit) -> bool:
     """Whether the worker is stopping, or the job was revoked with ``terminate``; both are told of.
 
@@ -713,20 +362,3 @@ def _is_stop(exc: SystemExit) -> bool:
     """
     signalled = isinstance(exc.code, int) and -256 < exc.code <= -192
     return signalled or isinstance(exc, (WorkerShutdown, WorkerTerminate))
-
-
-def _lost(attempt: Attempt, what: str, exc: BaseException) -> JobLost:
-    lost = JobLost(f"job {attempt.header.at} {what}, so it has no result: {exc}")
-    return lost.with_traceback(exc.__traceback__)
-
-
-def _text(exc: BaseException) -> str:
-    try:
-        return str(exc)
-    except Exception:  # somebody's __str__
-        return f"<{type(exc).__name__} whose str() fails>"
-
-
-def _printable(text: str) -> str:
-    # Lone surrogates have no JSON form.
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -24,6 +24,7 @@ from celery.exceptions import (
 from celery.worker.control import inspect_command
 
 from . import canvas, codec, compat, dispatch, pages
+from .attempt import Attempt, complete_held, too_late
 from .errors import (
     ConfigurationError,
     CorruptRecord,
@@ -32,11 +33,12 @@ from .errors import (
     StoreUnavailable,
 )
 from .header import NAME, Header, Lane
+from .notify import announce, describe, fail
 from .plugins import runtime
 from .record import Held
 from .status import State
 from .stores.base import Begun, Verdict
-from .task import Attempt, ClutchTask, announce, complete_held, describe, fail, too_late
+from .task import ClutchTask
 
 logger = logging.getLogger(__name__)
 

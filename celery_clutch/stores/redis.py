@@ -1,10 +1,10 @@
 """Runs in Redis: ``redis://``, ``rediss://``, ``redis+socket://``, ``sentinel://``, ``redis+cluster://``.
 
-A run is at most six keys, all with the hash tag ``{run}`` so that they live together in a cluster,
+A run is up to seven keys, all with the hash tag ``{run}`` so that they live together in a cluster,
 all with a time to live: ``:run`` (counters and state), ``:pages``, ``:results`` (by slot),
-``:marks`` (failures, tallies, what is held), ``:jobs`` (executions, by address) and ``:data``. One
-more key, ``<prefix>:runs``, is an index for listings. Whatever must be atomic is a script in
-``lua/``.
+``:marks`` (failures, tallies, what is held), ``:jobs`` (executions, by address), ``:data`` and
+``:members`` (who has settled a step). One more key, ``<prefix>:runs``, is an index for listings.
+Whatever must be atomic is a script in ``lua/``.
 """
 
 from __future__ import annotations
@@ -396,7 +396,8 @@ class RedisStore(ResultStore):
 
     def _keys(self, run: str) -> list[str]:
         base = f"{self.options.prefix}:{{{run}}}:"
-        return [base + name for name in ("run", "pages", "results", "marks", "jobs", "data")]
+        names = ("run", "pages", "results", "marks", "jobs", "data", "members")
+        return [base + name for name in names]
 
     def _channels(self, run: str) -> str:
         """What the names of the channels of *run* start with."""

@@ -337,6 +337,8 @@ def test_every_key_has_a_time_to_live(store: RedisStore, client: Any) -> None:
     for attempt in ("begin", "complete", "fail", "hold"):
         attempts(store)[attempt]()
     own = [f"{prefix}:{{r}}:{kind}" for kind in ("jobs", "marks", "pages", "results", "run")]
+    own.append(f"{prefix}:{{r}}:members")
+    store.complete("r", "2", "2", b"", generation=0, token="t", settles=Settles("2", "2", 2))
     assert names(store, client) == sorted([*own, f"{prefix}:runs"])
     assert all(90_000 < client.pttl(key) <= 100_000 for key in own), "the ttl of a run"
     assert client.pttl(f"{prefix}:runs") >= 100_000, "the index outlives its runs"

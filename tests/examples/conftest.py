@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 _BLOCK = re.compile(r"^(?:<!-- ([\w ]+) -->\n)?```(\w+)\n(.*?)^```$", re.M | re.S)
+
+
+def database() -> int:
+    """The number of a Redis database for servers that an example needs."""
+    first = int(os.environ.get("CLUTCH_TEST_DB", "8"))
+    return first + 2 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) + 1
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import pytest
 import redis
 
-from .conftest import ROOT
+from .conftest import ROOT, database
 
 Missing = Callable[[str, object], NoReturn]
 
@@ -40,7 +40,7 @@ def environment(
     except ImportError as exc:
         pytest.skip(f"celery-clutch-django is not installed: {exc}")
     server = os.environ.get("CLUTCH_TEST_REDIS", "redis://localhost:6379").rstrip("/")
-    url = f"{server}/{int(os.environ.get('CLUTCH_TEST_DB', '6')) + 1}"
+    url = f"{server}/{database()}"
     problem: object = None
     client = redis.Redis.from_url(url, socket_connect_timeout=2)
     try:

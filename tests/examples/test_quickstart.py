@@ -16,7 +16,7 @@ from typing import NoReturn
 import pytest
 import redis
 
-from .conftest import ROOT, Block
+from .conftest import ROOT, Block, database
 
 Missing = Callable[[str, object], NoReturn]
 
@@ -88,7 +88,7 @@ def test_in_a_terminal(tree: str) -> None:
 @pytest.mark.integration
 def test_on_real_servers(tree: str, missing: Missing) -> None:
     server = os.environ.get("CLUTCH_TEST_REDIS", "redis://localhost:6379")
-    url = f"{server}/{int(os.environ.get('CLUTCH_TEST_DB', '8')) + 1}"
+    url = f"{server}/{database()}"
     client = redis.Redis.from_url(url)
     try:
         client.ping()

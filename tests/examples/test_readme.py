@@ -26,7 +26,7 @@ from click.testing import CliRunner
 from celery_clutch import settings, signals
 from celery_clutch.testing import embedded
 
-from .conftest import ROOT, Block
+from .conftest import ROOT, Block, database
 
 
 class ByThread:
@@ -178,7 +178,7 @@ def test_doctor(
     (expected,) = [each.text for each in readme if each.kind == "doctor"]
     reader.run(readme[[each.language for each in readme].index("python")])
     server = os.environ.get("CLUTCH_TEST_REDIS", "redis://localhost:6379")
-    url = f"{server}/{int(os.environ.get('CLUTCH_TEST_DB', '8')) + 1}"
+    url = f"{server}/{database()}"
     try:
         with redis.Redis.from_url(url) as client:
             client.ping()

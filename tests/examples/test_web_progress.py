@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import pytest
 import redis
 
-from .conftest import ROOT
+from .conftest import ROOT, database
 
 T = TypeVar("T")
 Missing = Callable[[str, object], NoReturn]
@@ -99,7 +99,7 @@ def site(request: pytest.FixtureRequest, missing: Missing, processes: Processes)
         yield url
         return
     server = os.environ.get("CLUTCH_TEST_REDIS", "redis://localhost:6379").rstrip("/")
-    broker = f"{server}/{int(os.environ.get('CLUTCH_TEST_DB', '12')) + 1}"
+    broker = f"{server}/{database()}"
     client = redis.Redis.from_url(broker, socket_connect_timeout=2)
     problem: object = None
     try:

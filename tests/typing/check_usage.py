@@ -17,14 +17,17 @@ from celery_clutch import (
     Failure,
     Progress,
     ResultStore,
+    Sequence,
     State,
     Status,
     hookimpl,
     parallel,
     previous_results,
     series,
+    signals,
 )
 from celery_clutch.errors import ClutchFailed, ClutchTimeout
+from celery_clutch.events import Finished, JobFailed
 from celery_clutch.stores.base import StoreOptions
 
 app: Any = Celery("shop", task_cls="celery_clutch:ClutchTask")
@@ -50,6 +53,42 @@ def alert(status: dict[str, Any], who: str) -> None:
     assert_type(Status.from_dict(status), Status)
 
 
+@app.task(bind=True)  # type: ignore[untyped-decorator, unused-ignore]
+def count(self: ClutchTask) -> None:
+    self.data["seen"] = self.data.get("seen", 0) + 1
+    assert_type(self.data["seen"], Any)
+    del self.data["old"]
+    Clutch(fetch.s("x"), parent=self, data=self.data).engage()
+
+
+class Nightly(Sequence):
+    steps = [count, parallel(fetch.s("a"), fetch.s("b"), max_concurrency=1), publish.s("x")]
+    queue = "nights"
+    on_failure = alert.s("ops")
+    tags = ("night",)
+
+
+class Longer(Nightly):
+    steps = [*Nightly.steps, count]
+
+
+def start() -> ClutchResult:
+    assert_type(Nightly(seen=0).clutch(), Clutch)
+    assert_type(Clutch.from_json(Longer({"a b": 1}).clutch().to_json()), Clutch)
+    return assert_type(Nightly(seen=0).start(countdown=5), ClutchResult)
+
+
+@signals.clutch_finished.connect  # type: ignore[untyped-decorator, unused-ignore]
+def on_finished(sender: Any, event: Finished, **_: Any) -> None:
+    assert_type(event.state, State)
+    assert_type(event.parent, Mapping[str, str] | None)
+
+
+@hookimpl
+def clutch_job_failed(event: JobFailed) -> None:
+    assert_type(event.failure, Failure)
+
+
 def compose(urls: list[str]) -> Clutch:
     clutch = Clutch(
         fetch.s("x"),
@@ -62,12 +101,14 @@ def compose(urls: list[str]) -> Clutch:
         on_death=None,
         id="tonight",
         tags=["a", "b"],
+        data={"a": 1},
+        expires=60,
         app=app,
     )
     same: Clutch = clutch << fetch.s("x")
     assert_type(same << Clutch(), Clutch)
     clutch << publish << (publish, "x") << Clutch()
-    with clutch.parallel() as block:
+    with clutch.parallel(max_concurrency=5) as block:
         assert_type(block, Clutch)
         clutch << fetch.s("x")
         with clutch.series():
@@ -91,6 +132,10 @@ def look(clutch: Clutch) -> Mapping[str, Any]:
     assert_type(run.ready() or run.successful() or run.failed(), bool)
     assert_type(run.progress(), Progress)
     assert_type(run.progress().fraction, float)
+    assert_type(run.progress().seconds_left, float | None)
+    assert_type(run.data(), dict[str, Any])
+    for status in run.watch(timeout=5):
+        assert_type(status, Status)
     assert_type(run.failures(), list[Failure])
     assert_type(run.results("1.2"), Any)
     assert_type(run.cancel(), bool)
@@ -112,6 +157,8 @@ def look(clutch: Clutch) -> Mapping[str, Any]:
 
 
 async def wait(run: ClutchResult) -> list[Any]:
+    async for status in run.awatch():
+        assert_type(status, Status)
     return assert_type(await run.aget(timeout=1), list[Any])
 
 

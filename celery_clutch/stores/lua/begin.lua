@@ -1,4 +1,4 @@
--- KEYS: record, pages, results, marks, jobs, data
+-- KEYS: record, pages, results, marks, jobs, data, members
 -- ARGV: address, slot, generation, limit, ttl ms, result ttl ms
 -- Returns the verdict (1 run, 2 done, 3 drop, 4 give up), or what is held for the address.
 local run = redis.call('HMGET', KEYS[1], 'state', 'gen')

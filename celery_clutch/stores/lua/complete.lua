@@ -1,4 +1,4 @@
--- KEYS: record, pages, results, marks, jobs, data
+-- KEYS: record, pages, results, marks, jobs, data, members
 -- ARGV: address, slot, value, generation, token, job (1 or 0), ttl ms, result ttl ms, channels,
 --       info, step or '', member, width, barrier or '', width,
 --       (key of a change, 1 to set or 0 to delete, value)...
@@ -69,7 +69,7 @@ elseif barrier ~= '' and current and
   joined = 1
 end
 if step ~= '' and current then
-  if redis.call('HSETNX', KEYS[4], 'settled:' .. step .. '/' .. ARGV[12], '1') == 1 then
+  if redis.call('SADD', KEYS[7], step .. '/' .. ARGV[12]) == 1 then
     redis.call('HINCRBY', KEYS[4], 'settled:' .. step, 1)
   end
   local marks = redis.call('HMGET', KEYS[4], 'settled:' .. step, 'failed:' .. step)

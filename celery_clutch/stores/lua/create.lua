@@ -1,4 +1,4 @@
--- KEYS: record, pages, results, marks, jobs, data
+-- KEYS: record, pages, results, marks, jobs, data, members
 -- ARGV: meta, units, name, tags (JSON), ttl ms, result ttl ms, jobs, how many pages,
 --       (page key, page)..., (data key, data)...
 -- Returns 1, or 0 if the run exists.
@@ -8,7 +8,7 @@ if redis.call('HSETNX', KEYS[1], 'gen', '0') == 0 then
   return 0
 end
 -- A server that evicts keys may have left some of an older run.
-redis.call('DEL', KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6])
+redis.call('DEL', KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
 local state, ttl = 'RUNNING', ARGV[5]
 if ARGV[2] == '0' then
   state, ttl = 'SUCCEEDED', ARGV[6]

@@ -1,4 +1,4 @@
--- KEYS: record, pages, results, marks, jobs, data
+-- KEYS: record, pages, results, marks, jobs, data, members
 -- ARGV: channels
 -- Returns whether there was a run.
 local existed = redis.call('EXISTS', KEYS[1])

@@ -1,4 +1,4 @@
--- KEYS: record, pages, results, marks, jobs, data
+-- KEYS: record, pages, results, marks, jobs, data, members
 -- ARGV: address, slot, failure, generation, token, attempt, final (1 or 0), ttl ms, result ttl ms,
 --       channels, (step, member, width, loud (1 or 0))...
 -- Returns {recorded, died, (1 to report it + 2 if settled, for each step)...}.
@@ -40,7 +40,7 @@ if not known or tonumber(known) < code then
 end
 for i = 11, #ARGV, 4 do
   local step, told = ARGV[i], 0
-  if redis.call('HSETNX', KEYS[4], 'settled:' .. step .. '/' .. ARGV[i + 1], '1') == 1 then
+  if redis.call('SADD', KEYS[7], step .. '/' .. ARGV[i + 1]) == 1 then
     redis.call('HINCRBY', KEYS[4], 'settled:' .. step, 1)
   end
   if ARGV[i + 3] == '1' then

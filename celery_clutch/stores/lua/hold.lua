@@ -1,4 +1,4 @@
--- KEYS: record, pages, results, marks, jobs, data
+-- KEYS: record, pages, results, marks, jobs, data, members
 -- ARGV: address, held, ttl ms, result ttl ms
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then

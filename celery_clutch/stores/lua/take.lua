@@ -1,4 +1,4 @@
--- KEYS: record, pages, results, marks, jobs, data
+-- KEYS: record, pages, results, marks, jobs, data, members
 -- ARGV: counter, lane, after, generation, ttl ms, result ttl ms
 -- Returns the number taken, or -1.
 local run = redis.call('HMGET', KEYS[1], 'state', 'gen')

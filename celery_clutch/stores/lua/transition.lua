@@ -1,4 +1,4 @@
--- KEYS: record, pages, results, marks, jobs, data
+-- KEYS: record, pages, results, marks, jobs, data, members
 -- ARGV: target, generation, ttl ms, result ttl ms, channels, source...
 -- Returns 1 if the run moved.
 local run = redis.call('HMGET', KEYS[1], 'state', 'gen', 'left')
@@ -25,6 +25,7 @@ if state == 'RUNNING' then
       redis.call('HDEL', KEYS[4], mark)
     end
   end
+  redis.call('DEL', KEYS[7])
   local jobs = redis.call('HGETALL', KEYS[5])
   for i = 1, #jobs, 2 do
     if jobs[i + 1]:sub(1, 1) ~= '!' then
