@@ -41,7 +41,7 @@ def test_ci_runs_the_command_of_the_readme() -> None:
     commands = re.findall(f"{pattern[1]}.*$", text("README.md"), re.M)
     assert len(commands) == 1
     assert '".[redis,test]"' in commands[0]
-    assert commands[0].endswith("-m pytest -rs")
+    assert "-m pytest -rs" in commands[0]
 
 
 def test_celery_versions_are_the_same_everywhere() -> None:
