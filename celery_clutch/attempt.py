@@ -171,7 +171,8 @@ def complete_held(attempt: Attempt, held: record.Held) -> None:
     changes = dict(held.changes)
     for run in held.shared:
         changes.update(canvas.shared_changes(attempt.store, run))
-    attempt.complete(replace(held, changes=changes))
+    info = record.with_nested(held.info, held.runs)
+    attempt.complete(replace(held, changes=changes, info=info))
 
 
 def too_late(header: Header) -> ClutchExpired:

@@ -86,6 +86,16 @@ def execution_info(attempt: int, start: float, seconds: float) -> bytes:
     return orjson.dumps({"attempt": attempt, "start": start, "seconds": round(seconds, 6)})
 
 
+def with_nested(info: bytes, runs: tuple[str, ...]) -> bytes:
+    """*info* of a job, with the clutches that were nested in it."""
+    return orjson.dumps({**orjson.loads(info or b"{}"), "nested": runs}) if runs else info
+
+
+def nested(info: bytes | None) -> list[str]:
+    """The clutches that were nested in a job, from its info."""
+    return list(orjson.loads(info).get("nested", ())) if info and b'"nested"' in info else []
+
+
 @dataclass(frozen=True, slots=True)
 class Meta:
     """What does not change while a run runs."""

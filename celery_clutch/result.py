@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
+from itertools import chain
 from typing import Any, NoReturn
 
 from celery import Celery, current_app
@@ -206,13 +207,13 @@ class ClutchResult:
         return True
 
     def forget(self) -> bool:
-        """Delete the run, and those nested in jobs that still wait for them. What still runs of it
-        is dropped.
+        """Delete the run, and those nested in it. What still runs of it is dropped.
 
         Returns whether there was one.
         """
         found = self._store.read(self.id)
-        for nested in held_runs(found) if found else ():
+        ended = (record.nested(each.info) for each in self._store.executions(self.id).values())
+        for nested in (*(held_runs(found) if found else ()), *chain.from_iterable(ended)):
             ClutchResult(nested, self.app).forget()
         return self._store.delete(self.id)
 

@@ -303,6 +303,19 @@ def test_cancel_goes_down_and_resume_goes_on(lab: Lab, tag: str) -> None:
     assert lab.ran(run) == {"0.0": 1, "0.1": 1, "1": 1}
 
 
+def test_forget_takes_what_has_ended_along(lab: Lab) -> None:
+    run = series(nests_deep.s(2, value.s(0)), nests_many.s(value.s(1), value.s(2))).engage()
+    assert lab.finish(run) is State.SUCCEEDED
+    inner = lab.nested(run)
+    assert len(inner) == 3
+    deepest = lab.nested(inner[0])
+    assert [each.state for each in (*inner, *deepest)] == [State.SUCCEEDED] * 4
+    assert run.forget()
+    for gone in (run, *inner, *deepest):
+        with pytest.raises(LookupError):
+            gone.state
+
+
 def test_forget_goes_down(lab: Lab, tag: str) -> None:
     run = series(nests.s(hold.s(tag), value.s(2)), value.s("end")).engage()
     (inner,) = until(lambda: lab.nested(run), "for the nested run")
