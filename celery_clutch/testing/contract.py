@@ -72,10 +72,10 @@ ODD = [
 IDS = ["a", "a:b", "a:run", "-", "~", "0", "A_b-c.d:e@f+g=h/i~j", "r" * 200]
 """Run ids that a clutch may be given."""
 
-LONG = 10.0
+LONG = 30.0
 """Seconds within which something that has to happen is expected to have happened."""
 
-PROMPT = 5.0
+PROMPT = 10.0
 """Seconds within which a waiting client is expected to notice; asking twice a second will do."""
 
 

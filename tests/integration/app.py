@@ -49,7 +49,7 @@ from celery_clutch import (
 )
 from celery_clutch.plugins import runtime
 
-FLAG_PATIENCE = 20
+FLAG_PATIENCE = 60
 """Seconds for which a job waits for a flag before it fails."""
 
 

@@ -27,7 +27,7 @@ from . import app as tasks
 
 T = TypeVar("T")
 
-PATIENCE = 40.0
+PATIENCE = 90.0
 """Seconds after which what was awaited counts as failed."""
 MODULE = f"{__package__}.app"
 ROOT = Path(__file__).resolve().parents[len(MODULE.split(".")) - 1]

@@ -201,7 +201,7 @@ def slow(many: Lab) -> dict[str, dict[str, Outcome]]:
             if end == "is terminated":
                 terminate(many, found[end])
     revoke(many, found["is revoked"])
-    many.settle(90)
+    many.settle(180)
     return found
 
 

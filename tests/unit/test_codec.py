@@ -289,7 +289,7 @@ def test_check_argument_names_the_place_and_the_path(value: Any, path: str) -> N
         codec.check_argument(value, "job 3 (shop.pay), args")
 
 
-@pytest.mark.timeout(3)
+@pytest.mark.timeout(60)
 def test_an_argument_that_contains_itself_is_refused() -> None:
     loop: list[Any] = []
     loop.append(loop)

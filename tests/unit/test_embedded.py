@@ -149,7 +149,7 @@ def test_tasks_defined_inside_are_known(world: World) -> None:
 def test_parallel_wider_than_celerys_memory_cache(world: World) -> None:
     with embedded(world.app):
         jobs = parallel(world.add.si(1) for _ in range(5_200))
-        assert series(jobs, world.add.s(0)).engage().get(timeout=100) == [5_200]
+        assert series(jobs, world.add.s(0)).engage().get(timeout=280) == [5_200]
 
 
 def test_waiting_in_a_job_is_refused(world: World) -> None:
