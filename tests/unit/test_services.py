@@ -1,0 +1,252 @@
+"""Launching, sweeping, watching and observing, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery, Task, chain
+
+from celery_clutch import (
+    Clutch,
+    ClutchResult,
+    ClutchTask,
+    State,
+    hookimpl,
+    parallel,
+    series,
+    signals,
+)
+from celery_clutch.errors import BuildError, ClutchExpired, ClutchTimeout, InvalidStep
+from celery_clutch.plugins import runtime
+from celery_clutch.sweep import sweep
+from celery_clutch.testing import embedded
+
+from .conftest import App
+
+
+class Shop:
+    """An embedded app and its tasks."""
+
+    def __init__(self) -> None:
+        self.app = App("services", task_cls=ClutchTask, set_as_current=False)
+
+        @self.app.task(name="value", bind=True)
+        def value(self: ClutchTask, x: Any = None) -> Any:
+            return x
+
+        @self.app.task(name="total", bind=True)
+        def total(self: ClutchTask, more: int = 0) -> int:
+            (first,) = self.previous_results
+            return (sum(first) if isinstance(first, list) else first) + more
+
+        @self.app.task(name="plain", base=Task)
+        def plain(x: Any) -> Any:
+            return x
+
+        @self.app.task(name="broken", bind=True, max_retries=1)
+        def broken(self: ClutchTask) -> None:
+            raise self.retry(exc=ValueError("broken"), countdown=0)
+
+        @self.app.task(name="nests", bind=True)
+        def nests(self: ClutchTask) -> str:
+            Clutch(value.s(1), parent=self).engage()
+            return "outer"
+
+        @self.app.task(name="list")
+        def listed(*args: Any) -> Any:
+            return list(args)
+
+        self.value, self.total, self.plain = value, total, plain
+        self.broken, self.nests, self.listed = broken, nests, listed
+
+
+@pytest.fixture
+def shop() -> Iterator[Shop]:
+    made = Shop()
+    with embedded(made.app):
+        yield made
+
+
+def narrow(shop: Shop) -> Clutch:
+    branches = [shop.value.s(i) for i in range(23)]
+    branches[3] = series(shop.value.s(1), parallel(shop.total.s(1), shop.plain.s(5)))
+    return Clutch(parallel(branches, max_concurrency=3), shop.value.s("end"))
+
+
+# --- launch ---------------------------------------------------------------------------------
+
+
+def test_a_clutch_as_json(shop: Shop) -> None:
+    clutch = narrow(shop)
+    clutch.name, clutch.tags, clutch.data, clutch.expires = "n", ["t"], {"a": 1}, 60
+    clutch.queue, clutch.on_death = "q", shop.value.s("dead")
+    text = clutch.to_json()
+    for same in (Clutch.from_json(text, app=shop.app), Clutch.from_json(json.loads(text))):
+        assert same.to_json() == text
+        assert same.plan.steps == clutch.plan.steps
+    single = Clutch.from_json({"clutch": {"task": "value", "args": [1]}}, app=shop.app)
+    assert single.engage().get(timeout=30) == [1]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "nonsense",
+        "{}",
+        "[]",
+        '{"clutch": {}}',
+        '{"clutch": {"task": 1}}',
+        '{"clutch": {"task": "a", "series": []}}',
+        '{"clutch": {"task": "a", "colour": 1}}',
+        '{"clutch": {"series": [1]}}',
+        '{"clutch": {"parallel": [{"task": "a"}], "limit": 0}}',
+        '{"clutch": {"task": "a"}, "colour": 1}',
+    ],
+)
+def test_what_is_no_clutch_is_refused(shop: Shop, bad: str) -> None:
+    with pytest.raises(InvalidStep, match="not the JSON of a clutch"):
+        Clutch.from_json(bad, app=shop.app)
+
+
+def test_launch(shop: Shop) -> None:
+    launch = shop.app.tasks["celery_clutch.launch"]
+    text = narrow(shop).to_json()
+    sent = launch.delay(text)
+    run = ClutchResult(sent.get(timeout=30), shop.app)
+    assert run.get(timeout=30) == ["end"]
+    assert run.results("0")[3] == [2, 5]
+    assert launch.apply((text,), task_id=run.id).get() == run.id, "a message that comes again"
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_launch_as_a_step_waits(shop: Shop, steps: int) -> None:
+    clutch = narrow(shop) if steps else Clutch(app=shop.app)
+    launch = shop.app.tasks["celery_clutch.launch"]
+    sent = chain(launch.si(clutch.to_json()), shop.listed.s("more")).apply_async()
+    assert sent.get(timeout=30) == [["end"] if steps else [], "more"]
+
+
+# --- sweep ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def idle(app: Celery) -> Any:
+    """An app without a worker: every message is as good as lost."""
+
+    @app.task(name="value")
+    def value(x: Any = None) -> Any: ...
+
+    app.Job = value
+    return app
+
+
+def finish(app: Celery, run: ClutchResult, at: str) -> None:
+    """Do what a worker does for a job, and lose what follows."""
+    store = runtime(app).store
+    store.begin(run.id, at, at, run.status().generation, 5)
+    store.complete(run.id, at, at, b"1", generation=0, token=at, info=b"{}")
+
+
+def test_a_gap_is_found_and_healed_once(idle: Any) -> None:
+    run = series(parallel(idle.Job.s(), idle.Job.s()), idle.Job.s()).engage()
+    assert sweep(idle, grace=0) == [], "nothing has been done: perhaps a long queue"
+    finish(idle, run, "0.0")
+    assert sweep(idle, grace=0) == []
+    finish(idle, run, "0.1")
+    assert sweep(idle, grace=60) == []
+    assert idle.tasks["celery_clutch.sweep"].apply(kwargs={"grace": 0}).get() == [run.id]
+    assert run.status().generation == 1
+    assert sweep(idle, grace=30) == [], "each time it waits longer"
+
+
+def test_what_is_under_way_is_left_alone(idle: Any) -> None:
+    run = series(idle.Job.s(), parallel(idle.Job.s(), idle.Job.s()), idle.Job.s()).engage()
+    finish(idle, run, "0")
+    runtime(idle).store.begin(run.id, "1.0", "1.0", 0, 5)
+    assert sweep(idle, grace=0) == []
+    assert sweep(idle, grace=0, silent_for=60) == []
+    assert sweep(idle, grace=0, silent_for=0) == [run.id]
+
+
+def test_a_lane_that_stopped_is_a_gap(idle: Any) -> None:
+    branches = [idle.Job.s() for _ in range(4)]
+    run = series(parallel(branches, max_concurrency=2), idle.Job.s()).engage()
+    finish(idle, run, "0.0")
+    assert sweep(idle, grace=0) == [run.id]
+
+
+def test_a_run_past_its_deadline_is_failed(idle: Any) -> None:
+    run = Clutch(idle.Job.s(), idle.Job.s(), expires=0.001).engage()
+    while run.state is State.RUNNING:
+        assert sweep(idle, grace=0) == []
+    with pytest.raises(ClutchExpired):
+        run.get(timeout=1)
+    assert idle.tasks["celery_clutch.prune"].apply().get() == 0
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, "2", True])
+def test_limits_that_make_no_sense(idle: Any, bad: Any) -> None:
+    with pytest.raises(BuildError, match="max_concurrency"):
+        parallel(idle.Job.s(), max_concurrency=bad)
+
+
+@pytest.mark.parametrize("bad", [0, -1, "soon", float("inf"), True])
+def test_deadlines_that_make_no_sense(idle: Any, bad: Any) -> None:
+    with pytest.raises(BuildError, match="expires"):
+        Clutch(idle.Job.s(), expires=bad).engage()
+
+
+# --- observers and watching ---------------------------------------------------------------------
+
+
+class Plugin:
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    @hookimpl
+    def clutch_context(self, engaged: Any) -> dict[str, str]:
+        return {"from": engaged.run}
+
+    @hookimpl
+    def clutch_job_failed(self, event: Any) -> None:
+        self.told.append(f"failed {event.failure.attempt} {event.context['from'] == event.run}")
+        raise RuntimeError("a broken observer")
+
+    @hookimpl
+    def clutch_finished(self) -> None:
+        self.told.append("finished")
+
+
+def test_observers(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    plugin, seen = Plugin(), []
+    runtime(shop.app).plugins.register(plugin, "mine")
+
+    @signals.clutch_step_settled.connect
+    def settled(sender: Any, event: Any, **_: Any) -> None:
+        seen.append((event.step, event.failed))
+
+    try:
+        run = series(shop.nests.s(), shop.broken.s()).engage()
+        assert [status.state for status in run.watch(timeout=60)][-1] is State.FAILED
+    finally:
+        signals.clutch_step_settled.disconnect(settled)
+    assert plugin.told.count("failed 1 True") == plugin.told.count("failed 2 True") == 1
+    assert ("0", False) in seen
+    assert "clutch_job_failed of the plugin mine failed" in caplog.text
+
+
+def test_awatch_and_a_watch_that_is_too_long(shop: Shop) -> None:
+    run = narrow(shop).engage()
+
+    async def follow() -> list[int]:
+        return [status.done async for status in run.awatch(timeout=60)]
+
+    assert asyncio.run(follow())[-1] == 26
+    waiting = series(shop.value.s().set(countdown=30)).engage()
+    with pytest.raises(ClutchTimeout):
+        list(waiting.watch(timeout=0.2))
+    waiting.cancel()
