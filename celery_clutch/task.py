@@ -130,13 +130,13 @@ class ClutchTask(Task):
         attempt = _attempt(self)
         if attempt is None:
             return super().replace(sig)
-        attempt.replaced = True
-        data = attempt.header.to_dict()
-        canvas.drop_own_errbacks(self.request)
-        if changes := attempt.data.changes():
+        if changes := attempt.data.changes():  # may raise; the job has failed then, not left
             held = record.Held(changes=changes)  # for collect, which completes the job
             store, header = attempt.store, attempt.header
             store.patiently(store.hold, header.run, header.at, held.dumps())
+        attempt.replaced = True
+        data = attempt.header.to_dict()
+        canvas.drop_own_errbacks(self.request)
         compiler = canvas.Compiler(self.app, attempt.header)
         header = replace(attempt.header, task=attempt.task)
         counted = bool(self.request.chord)

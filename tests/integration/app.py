@@ -446,6 +446,14 @@ def spoil(self: Any) -> None:
     self.data["bad"] = {"inner": [{1, 2}]}
 
 
+@shared_task(name="it.spoil_and_replace", bind=True)
+def spoil_and_replace(self: Any, signature: Any) -> None:
+    """Put into the data what has no JSON form, then be replaced by *signature*."""
+    ran(self)
+    self.data["bad"] = {1}
+    raise self.replace(self.app.signature(signature))
+
+
 @shared_task(name="it.change_and_replace", bind=True)
 def change_and_replace(self: Any, signature: Any) -> None:
     """Change the data, then be replaced by *signature*."""

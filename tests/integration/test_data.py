@@ -17,6 +17,7 @@ from .app import (
     plain,
     shared,
     spoil,
+    spoil_and_replace,
     value,
 )
 from .lab import Gate, Lab, handlers, until
@@ -109,6 +110,13 @@ def test_data_that_cannot_be_stored_fails_the_job(lab: Lab, tag: str) -> None:
         run.get(timeout=1)
     assert run.data() == {"before": 1}
     assert lab.kinds(tag) == {"on_failure": 1, "on_death": 1}
+
+
+def test_data_that_cannot_be_stored_fails_a_job_that_is_replaced(lab: Lab, tag: str) -> None:
+    run = Clutch(spoil_and_replace.s(value.s(1)), value.s(2), **handlers(tag)).engage()
+    assert lab.finish(run) is State.FAILED
+    assert lab.kinds(tag) == {"on_failure": 1, "on_death": 1}
+    assert lab.ran(run) == {"0": 1}
 
 
 def test_a_job_that_is_replaced_keeps_its_changes(lab: Lab) -> None:

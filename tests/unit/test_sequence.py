@@ -169,6 +169,21 @@ def test_data_that_cannot_be_stored_fails_the_job(eager: Celery) -> None:
     assert run.data() == {"before": 1}
 
 
+def test_data_that_cannot_be_stored_fails_a_job_that_is_replaced(eager: Celery) -> None:
+    @eager.task(bind=True)
+    def spoil(self: ClutchTask) -> None:
+        self.data["bad"] = {1}
+        raise self.replace(instead.si())
+
+    @eager.task
+    def instead() -> None: ...
+
+    run = Clutch(spoil, data={"before": 1}).engage()
+    assert run.state is State.FAILED
+    with pytest.raises(ClutchFailed, match=r"NonJSONData: data\['bad'\]"):
+        run.get()
+
+
 def test_outside_a_run_the_data_is_empty(eager: Celery) -> None:
     @eager.task(bind=True)
     def touch(self: ClutchTask) -> Any:
