@@ -38,6 +38,18 @@ _ENVIRONMENT = (
 )
 
 
+class WorkerThread(threading.Thread):
+    """Runs a worker until it is *over*.
+
+    Celery's own flags that stop a worker are those of the whole process, and it looks at them only
+    every two seconds.
+    """
+
+    def __init__(self, worker: WorkController) -> None:
+        super().__init__(target=worker.start, name="celery-clutch-embedded", daemon=True)
+        self.over = threading.Event()
+
+
 class Channel(memory.Channel):
     """kombu's memory channel with queues of its own."""
 
@@ -46,25 +58,19 @@ class Channel(memory.Channel):
 
 
 class Transport(memory.Transport):
-    """kombu's memory transport with queues of its own, and an end.
-
-    Celery's own flags that stop a worker are those of the whole process, and it looks at them only
-    every two seconds.
-    """
+    """kombu's memory transport with queues of its own, and an end for the worker that uses it."""
 
     Channel = Channel
     global_state = virtual.BrokerState()
-    over = threading.Event()
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.over = Transport.over  # of the block that it was made in
 
     def drain_events(self, connection: Any, timeout: float | None = None) -> None:
-        if self.over.is_set():
-            raise WorkerShutdown(0)
-        # Up to 5.6 a worker acknowledges what is done, and so makes room for more, between calls.
-        super().drain_events(connection, None if timeout is None else min(timeout, _POLL))
+        thread = threading.current_thread()
+        if isinstance(thread, WorkerThread):
+            if thread.over.is_set():
+                raise WorkerShutdown(0)
+            # Up to 5.6 it acknowledges what is done, and so makes room for more, between calls.
+            timeout = None if timeout is None else min(timeout, _POLL)
+        super().drain_events(connection, timeout)
 
 
 class Results(CacheBackend):
@@ -218,7 +224,7 @@ def _as_default(app: Celery) -> Iterator[None]:
 
 @contextmanager
 def _worker(app: Celery, pool: str, concurrency: int) -> Iterator[None]:
-    ready, Transport.over = threading.Event(), threading.Event()
+    ready = threading.Event()
     _ = app.amqp.producer_pool  # made here, not by several threads at once
     worker = WorkController(
         app=app,
@@ -230,7 +236,7 @@ def _worker(app: Celery, pool: str, concurrency: int) -> Iterator[None]:
         without_mingle=True,
         without_gossip=True,
     )
-    thread = threading.Thread(target=worker.start, name="celery-clutch-embedded", daemon=True)
+    thread = WorkerThread(worker)
     thread.start()
     while not ready.wait(0.02):
         if not thread.is_alive():
@@ -253,10 +259,10 @@ def _worker(app: Celery, pool: str, concurrency: int) -> Iterator[None]:
         raise ClutchError(stuck)
 
 
-def _stop(thread: threading.Thread) -> str:
+def _stop(thread: WorkerThread) -> str:
     """Stop the worker in *thread*, and say what keeps it from stopping."""
     running = sorted({request.name for request in state.active_requests})
-    Transport.over.set()
+    thread.over.set()
     thread.join(STOP_AFTER)
     state.reset_state()
     if not thread.is_alive():

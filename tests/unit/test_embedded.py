@@ -251,6 +251,16 @@ def test_other_apps_in_memory_keep_their_messages(world: World) -> None:
     assert world.told == [("mine",)]
 
 
+def test_a_busy_worker_is_given_its_time_to_answer(world: World) -> None:
+    with embedded(world.app, pool="solo"):
+        Clutch(world.block.s()).engage()
+        assert world.started.wait(10)
+        threading.Timer(0.2, world.go_on.set).start()
+        assert world.app.control.ping(timeout=10, limit=1) == [
+            {"embedded@localhost": {"ok": "pong"}}
+        ]
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
