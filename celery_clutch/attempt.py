@@ -18,7 +18,7 @@ from .events import JobFinished, JobStarted
 from .header import Header
 from .notify import announce, describe, fail, finished, report, settled
 from .plugins import runtime
-from .status import isoformat
+from .status import State, isoformat
 from .stores.base import Begun, Completed, ResultStore
 
 
@@ -95,14 +95,14 @@ class Attempt:
             token=self.token,
             job=not header.close,
             settles=header.settled_by_completion(
-                alone=signals.heard(self.app, signals.clutch_step_settled)
+                alone=signals.heard(self.runtime, signals.clutch_step_settled)
             ),
             joins=header.joins(),
             changes=outcome.changes,
             info=outcome.info,
         )
         if done.fresh and not header.close:
-            signals.emit(self.app, signals.clutch_job_finished, lambda: self.finished(outcome))
+            signals.emit(self.runtime, signals.clutch_job_finished, lambda: self.finished(outcome))
         if done.settled:
             settled(self.app, header, done.settled, failed=bool(done.report))
         if done.report:
@@ -111,7 +111,7 @@ class Attempt:
             announce(self.app, header.run, "on_success", "")
             finished(self.app, header.run)
         if done.joined and header.join:
-            dispatch.take_place(self.request, header.join)
+            dispatch.go_past(self.app, self.request, header.run, header.join)
         return done
 
     def where(self) -> tuple[str, int, str, str, str, int]:
@@ -138,7 +138,7 @@ class Attempt:
         )
 
     def join(self) -> None:
-        """The job has its result, from a message before this one: be counted in its page."""
+        """The job has its result, from a message before this one: be counted in its barrier."""
         if self.header.join:
             self.complete(record.Held())
 
@@ -173,6 +173,12 @@ def complete_held(attempt: Attempt, held: record.Held) -> None:
         changes.update(canvas.shared_changes(attempt.store, run))
     info = record.with_nested(held.info, held.runs)
     attempt.complete(replace(held, changes=changes, info=info))
+
+
+def nested_succeeded(store: ResultStore, held: record.Held) -> bool:
+    """Whether every run that the job waits for has succeeded."""
+    peeked = map(store.peek, held.runs)
+    return all(each is not None and each[0] is State.SUCCEEDED for each in peeked)
 
 
 def too_late(header: Header) -> ClutchExpired:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import orjson
-from celery import Celery, chord, group
+from celery import Celery, group
 from celery.canvas import Signature
 from celery.exceptions import NotRegistered, Retry
 from kombu.utils.uuid import uuid
@@ -21,7 +21,7 @@ from . import codec, compat, dispatch, pages, plan, signals
 from .data import difference
 from .errors import ChordUnsupported, MissingResult, NonJSONArgument
 from .events import Engaged
-from .header import NAME, Header, Join, Lane
+from .header import NAME, Header, Lane
 from .pages import CloseItem, Expand, Item, JobItem, LanesItem, Pages, ParallelItem
 from .plan import Scope, Series
 from .plugins import runtime
@@ -30,7 +30,7 @@ from .status import isoformat
 from .stores.base import Missing, ResultStore
 
 EXPAND = "celery_clutch.expand"
-CLOSE = "celery_clutch.close"
+CLOSE = dispatch.CLOSE
 COLLECT = "celery_clutch.collect"
 SETTLE = "celery_clutch.settle"
 LANE = "celery_clutch.lane"
@@ -68,51 +68,24 @@ class Compiler:
         """
         return self.series(items, counted) if items else None
 
-    def joined(
-        self, page: str, items: Sequence[Item], membership: Mapping[str, Any]
-    ) -> Signature | None:
-        """The canvas of a page whose jobs the store counts, instead of a chord of its own.
-
-        That is for the pages of a wide parallel, in the chord that *membership* tells of: counting
-        costs the jobs nothing more there. None if this page is no such page, or was resumed: then
-        some of its jobs may be done, and messages of different widths be under way.
-        """
-        if self.origin.generation or not self.native or not pages.is_flat(items):
-            return None
-        parallel = items[0]
-        assert isinstance(parallel, ParallelItem)
-        width = len(parallel.branches)
-        join = Join(
-            page=page,
-            width=width,
-            chord=membership["chord"],
-            group=membership["group_id"],
-            index=membership.get("group_index"),
-        )
-        branches = [self.series(branch, False, join) for branch in parallel.branches]
-        return group(branches, app=self.app)
-
-    def series(self, items: Sequence[Item], counted: bool, join: Join | None = None) -> Signature:
+    def series(self, items: Sequence[Item], counted: bool) -> Signature:
         signatures: list[Signature] = []
         for index, item in enumerate(items):
             rest = items[index + 1 :]
             if isinstance(item, (ParallelItem, LanesItem)):
                 if rest:
                     header = self.branches(item, counted=True)
-                    body = self.series(rest, counted, join)
-                    waiting = chord([], body, app=self.app)
-                    waiting.tasks = header  # chord(header, body) would copy each of them
-                    signatures.append(waiting)
+                    body = self.series(rest, counted)
+                    signatures.append(dispatch.chord_of(header, body))
                 else:
                     branches = self.branches(item, counted=False)
                     signatures.append(group(branches, app=self.app))
                 break
             last = counted and not rest
-            own = None if rest else join
             if isinstance(item, JobItem):
-                signatures.extend(self.job(item, last, own))
+                signatures.extend(self.job(item, last))
             elif isinstance(item, CloseItem):
-                signatures.append(self.close(item, last, own))
+                signatures.append(self.close(item, last))
             else:
                 signatures.append(self.expand(item.page, item.queue, last))
         return self.chain(signatures)
@@ -120,15 +93,20 @@ class Compiler:
     def branches(self, item: ParallelItem | LanesItem, counted: bool) -> list[Signature]:
         if isinstance(item, ParallelItem):
             return [self.series(branch, counted) for branch in item.branches]
-        start = Lane(at=item.at, width=item.width, lane=0, number=-1, queue=item.queue, outer=None)
-        if self.origin.lane:
-            start["outer"] = self.origin.lane
+        start = Lane(
+            at=item.at,
+            width=item.width,
+            lane=0,
+            number=-1,
+            queue=item.queue,
+            outer=self.origin.lane,
+        )
         return [self.lane({**start, "lane": lane}, counted) for lane in range(item.lanes)]
 
     def lane(self, lane: Lane, counted: bool) -> Signature:
         """What lets a lane of a narrow parallel take its next branch."""
         at = f"{lane['at']} lane {lane['lane']}"
-        header = replace(self.origin.elsewhere(at, at), lane=lane)
+        header = self.origin.elsewhere(at, at, lane=lane)
         return self.internal(LANE, (), lane["queue"] or None, counted, header)
 
     def chain(self, signatures: Sequence[Signature]) -> Signature:
@@ -137,9 +115,9 @@ class Compiler:
             return signatures[0]
         return compat.Chain(*signatures, app=self.app)
 
-    def job(self, item: JobItem, counted: bool, join: Join | None = None) -> list[Signature]:
+    def job(self, item: JobItem, counted: bool) -> list[Signature]:
         job = item.job
-        header = Header.of_item(self.origin, item, join)
+        header = Header.of_item(self.origin, item)
         args = job.args
         if not job.plain:
             if header.prepend:
@@ -154,10 +132,10 @@ class Compiler:
         collect = self.internal(COLLECT, (), queue, counted, named, immutable=False)
         return [plain, collect]
 
-    def close(self, item: CloseItem, counted: bool, join: Join | None = None) -> Signature:
+    def close(self, item: CloseItem, counted: bool) -> Signature:
         if not pages.close_slot(item):
             return self.internal(CLOSE, (), item.queue, counted)
-        header = Header.of_item(self.origin, item, join)
+        header = Header.of_item(self.origin, item)
         return self.internal(CLOSE, (item.scope or None,), item.queue, counted, header)
 
     def expand(self, page: str, queue: str | None, counted: bool) -> Signature:
@@ -297,6 +275,11 @@ class Prepared:
     shares: bool = False
     closed: bool = False
 
+    @property
+    def first(self) -> tuple[Item, ...]:
+        """The page it starts with."""
+        return self.cut.pages[pages.ROOT]
+
     def create(self) -> None:
         """Store it.
 
@@ -322,9 +305,8 @@ class Prepared:
     def canvas(self) -> Signature:
         """What starts the run: its first page where that is small, else one `expand` of it."""
         compiler = self.compiler()
-        items = self.cut.pages[pages.ROOT]
-        if pages.is_direct(items):
-            return compiler.series(items, counted=self.closed)
+        if pages.is_direct(self.first):
+            return compiler.series(self.first, counted=self.closed)
         return root_canvas(compiler, self.meta, counted=self.closed)
 
     def compiler(self) -> Compiler:
@@ -359,7 +341,7 @@ def prepare(
         ChordUnsupported: something waits for a parallel step, and the backend cannot do that.
     """
     closed = closed or parent is not None
-    tally = signals.heard(app, signals.clutch_step_settled)
+    tally = signals.heard(runtime(app), signals.clutch_step_settled)
     cut = pages.paginate(root, closed=closed, tally=tally)
     if cut.barriers and not app.conf.task_always_eager:
         _check_chords(app)
@@ -367,15 +349,16 @@ def prepare(
     meta = Meta(cut.jobs, cut.last, name, tags, cut.scopes, parent, expires)
     _check_handlers(cut.scopes)
     encoded: dict[str, bytes] = {}
+    encode = plan.JobEncoder()
     for key, items in cut.pages.items():
         try:
-            encoded[key] = pages.dumps(items)
+            encoded[key] = pages.dumps(items, encode)
         except NonJSONArgument:
             _explain(items)
             raise
-    encoded[PLAN] = pages.compress(plan.dumps(root))
+    encoded[PLAN] = pages.compress(plan.dumps(root, encode))
     prepared = Prepared(app, run or uuid(), meta, cut, encoded, data or {}, closed=closed)
-    if context := signals.context(app, prepared.engaged()):
+    if context := signals.context(runtime(app), prepared.engaged()):
         prepared.meta = replace(meta, context=context)
     return prepared
 
@@ -386,17 +369,12 @@ def root_canvas(compiler: Compiler, meta: Meta, *, counted: bool | None = None) 
     return compiler.expand(pages.ROOT, meta.scope("").queue, counted=waits)
 
 
-def first_page(prepared: Prepared) -> tuple[Item, ...]:
-    """What *prepared* starts with."""
-    return prepared.cut.pages[pages.ROOT]
-
-
 def launch(prepared: Prepared, options: Mapping[str, Any]) -> None:
     """Store a run and send its first messages; *options* are for those.
 
     When they cannot be sent the run is deleted again, so that nothing is left of it.
     """
-    app, items = prepared.app, prepared.cut.pages[pages.ROOT]
+    app, items = prepared.app, prepared.first
     prepared.create()
     if items and not app.conf.task_always_eager:
         try:
@@ -404,7 +382,7 @@ def launch(prepared: Prepared, options: Mapping[str, Any]) -> None:
         except BaseException:
             runtime(app).store.delete(prepared.run)
             raise
-    signals.emit(app, signals.clutch_engaged, prepared.engaged)
+    signals.emit(runtime(app), signals.clutch_engaged, prepared.engaged)
     if items and app.conf.task_always_eager:
         run_eagerly(prepared.compiler(), items)
 

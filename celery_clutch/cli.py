@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
-from itertools import chain, islice, takewhile
+from itertools import islice, takewhile
 from typing import Any, NoReturn
 
 import click
@@ -29,7 +29,7 @@ from .errors import ClutchError, RunNotFound
 from .plugins import runtime
 from .result import ClutchResult
 from .status import State, isoformat
-from .stores.base import ENDED, ResultStore, Summary
+from .stores.base import ENDED, ResultStore, Summary, listed
 
 _COLOURS = {
     "done": "green",
@@ -99,7 +99,7 @@ def ls(
     now = time.time()
     if wanted["state"]:
         wanted["state"] = State(wanted["state"].upper())
-    runs: Iterator[Summary] = _scan(_store(obj), **wanted)
+    runs: Iterator[Summary] = listed(_store(obj), **wanted)
     if newer is not None:
         runs = takewhile(lambda run: now - run.created_at <= newer, runs)
     if older is not None:
@@ -151,7 +151,7 @@ def watch(obj: Any, id: str | None, everything: bool, interval: float) -> None:
         raise click.UsageError("give either the id of a run, or --all")
     store, paces = _store(obj), defaultdict[str, tree.Pace](tree.Pace)
     runs: dict[str, Summary] = {}
-    with closing(_ticks(store, id, interval)) as ticks, _live(obj) as draw:
+    with _live(obj) as draw, closing(_ticks(store, id, interval, draw is not None)) as ticks:
         for _ in ticks:
             before, runs = runs, _look(store, id, runs)
             for run in runs.values():
@@ -294,9 +294,7 @@ def sweep(obj: Any, grace: float | None, silent_for: float | None) -> None:
 @click.pass_obj
 def prune(obj: Any) -> None:
     """Delete expired runs, where the server of the store does not do so itself."""
-    store, total = _store(obj), 0
-    while deleted := store.prune():
-        total += deleted
+    total = sweep_module.prune_all(_store(obj))
     click.echo(f"{total:,} expired runs deleted")
 
 
@@ -346,15 +344,6 @@ def _each(
         sys.exit(1)
 
 
-def _scan(store: ResultStore, **wanted: Any) -> Iterator[Summary]:
-    cursor = ""
-    while True:
-        found, cursor = store.scan(cursor, **wanted)
-        yield from found
-        if not cursor:
-            return
-
-
 def _summary(run: Summary) -> dict[str, Any]:
     """With the names of `Status`."""
     found = asdict(run)
@@ -377,7 +366,7 @@ def _tree(app: Celery, id: str) -> tree.Tree:
         raise RunNotFound(f"the run {id!r} has just gone")
     nested = {
         address: [_tree(app, each) for each in runs if store.peek(each)]
-        for address, runs in tree.held_runs(found).items()
+        for address, runs in record.held_runs(found).items()
     }
     return tree.build(root, found, store.executions(id), nested)
 
@@ -405,23 +394,34 @@ def _look(store: ResultStore, id: str | None, known: Mapping[str, Summary]) -> d
     """The run, or those that are running, and what has become of those *known*."""
     if id:
         return {id: _read(store, id)}
-    runs = {run.run: run for run in _scan(store, state=State.RUNNING)}
+    runs = {run.run: run for run in listed(store, state=State.RUNNING)}
     for each, run in known.items():
         if each not in runs and (run.state in ENDED or store.peek(each)):
             runs[each] = run if run.state in ENDED else _read(store, each)
     return runs
 
 
-def _ticks(store: ResultStore, id: str | None, interval: float) -> Generator[None, None, None]:
-    """When to look: at once, when something may have changed, and not more often than that."""
-    due = 0.0
-    changes: Any = store.watch(id) if id else chain([None], iter(lambda: time.sleep(interval), 0))
-    for _ in changes:
-        if time.monotonic() >= due or (id and (store.peek(id) or ("",))[0] in ("", *ENDED)):
+def _ticks(
+    store: ResultStore, id: str | None, interval: float, live: bool
+) -> Generator[None, None, None]:
+    """When to look: at once, when something may have changed (if *live* also when only time has
+    passed), and not more often than every *interval* seconds."""
+    due, missed = 0.0, False
+    changes = store.watch(id) if id else _every_so_often(interval)
+    for changed in changes:
+        missed |= changed or live
+        ended = changed and id and (store.peek(id) or ("",))[0] in ("", *ENDED)
+        if missed and (ended or time.monotonic() >= due):
             before = time.monotonic()
             yield
             now = time.monotonic()
-            due = now + max(interval, 4 * (now - before))  # looking at huge runs takes time
+            due, missed = now + max(interval, 4 * (now - before)), False  # huge runs take time
+
+
+def _every_so_often(interval: float) -> Generator[bool, None, None]:
+    while True:
+        yield True
+        time.sleep(interval)
 
 
 def _headline(run: Summary, pace: tree.Pace) -> str:

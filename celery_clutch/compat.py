@@ -6,6 +6,7 @@ Everything here can go when what it works around does; each piece says when.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from celery import Celery
 from celery import canvas as _canvas
 from celery._state import get_current_task, task_join_will_block
 from celery.utils.time import maybe_make_aware
+from kombu import exceptions as _kombu
 
 Chain = _canvas._chain
 """The signature of a chain. ``celery.chain(...)`` folds its arguments with ``|``, which copies and
@@ -68,6 +70,21 @@ def send_unchecked(task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -
     return app.send_task(
         task.name, args, kwargs, result_cls=task.AsyncResult, task_type=task, **options
     )
+
+
+def batch(producer: Any, size: int) -> AbstractContextManager[Any]:
+    """Let what is published through *producer* meanwhile go to the broker *size* at a time.
+
+    kombu can do that since 5.7, with Redis; otherwise each message goes by itself.
+    """
+    return producer.batch(size) if hasattr(producer, "batch") else nullcontext()
+
+
+BATCH_ERRORS: tuple[type[Exception], ...] = (
+    (_kombu.BatchPublishError, RuntimeError) if hasattr(_kombu, "BatchPublishError") else ()
+)
+"""What `batch` raises when the messages did not get through, or when the connection was replaced
+before they were sent (a RuntimeError). kombu does not try batches again, as it does messages."""
 
 
 def expiry(app: Celery, expires: Any) -> str:

@@ -30,48 +30,38 @@ class Engaged:
 
 
 @dataclass(frozen=True, slots=True)
-class JobStarted:
+class _OfAttempt:
+    run: str
+    generation: int
+    address: str
+    task: str
+    task_id: str
+    attempt: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobStarted(_OfAttempt):
     """An attempt of a job is about to run. ``attempt`` counts from 1.
 
     Not told of tasks that are not ClutchTasks.
     """
 
-    run: str
-    generation: int
-    address: str
-    task: str
-    task_id: str
-    attempt: int
-    at: float
     context: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class JobFinished:
+class JobFinished(_OfAttempt):
     """A job has its result. ``seconds`` is how long its function ran; 0.0 where that is unknown."""
 
-    run: str
-    generation: int
-    address: str
-    task: str
-    task_id: str
-    attempt: int
-    at: float
     seconds: float
     context: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class JobFailed:
+class JobFailed(_OfAttempt):
     """An attempt of a job has failed; ``failure.final`` says whether no retry follows."""
 
-    run: str
-    generation: int
-    address: str
-    task: str
-    task_id: str
-    attempt: int
-    at: float
     failure: Failure
     context: Mapping[str, str] = field(default_factory=dict)
 

@@ -7,7 +7,7 @@ the next step (5.3 to 5.7).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from .pages import CloseItem, JobItem, close_slot
@@ -16,17 +16,32 @@ from .stores.base import Joins, Settles
 NAME = "clutch"
 
 
-class Join(TypedDict):
-    """The barrier of a page whose jobs the store counts, and what opening it does.
+class Behind(TypedDict):
+    """What the job does that opens a barrier.
 
-    Who opens it takes the place of the page in the chord around: its body, its group and its index.
+    It sends ``next``, the steps behind the barrier, the last of them first; where there are none it
+    takes a ``place`` in the chord around (its body, group and index).
     """
 
-    page: str
+    next: list[Any]
+    place: dict[str, Any]
+
+
+class Join(TypedDict):
+    """A barrier of ``width`` jobs, which the store counts.
+
+    ``behind`` is None if it is in a page of the run (see `behind_page`), so that not every message
+    carries it.
+    """
+
+    barrier: str
     width: int
-    chord: Any
-    group: str
-    index: int | None
+    behind: Behind | None
+
+
+def behind_page(join: Join) -> str:
+    """The key of the page with what is behind a barrier."""
+    return f"behind {join['barrier']}"
 
 
 class Lane(TypedDict):
@@ -56,7 +71,7 @@ class Header:
         settles: which steps it settles (see `pages`).
         prepend: the previous result is its first argument.
         close: 1 for an internal step that closes something, 0 for a job.
-        join: the barrier of a page that the job is counted in, or None; see `Join`.
+        join: the barrier that the job is counted in, or None; see `Join`.
         lane: the lane of a narrow parallel that the job is in, or None; see `Lane`.
         task: the job's task, where the message is of another.
         expires: when it is too late to start, in seconds since the epoch; 0 for never.
@@ -128,7 +143,7 @@ class Header:
         return cls.from_dict(data) if data else None
 
     @classmethod
-    def of_item(cls, origin: Header, item: JobItem | CloseItem, join: Join | None = None) -> Header:
+    def of_item(cls, origin: Header, item: JobItem | CloseItem) -> Header:
         """The header for an item of a page that *origin* stands for."""
         if isinstance(item, JobItem):
             slot, prepend = item.slot, bool(item.job.prepend and item.previous)
@@ -136,25 +151,18 @@ class Header:
             slot, prepend = close_slot(item), False
         close = isinstance(item, CloseItem)
         where = (item.at, slot, item.previous, item.settles)
-        return replace(origin.elsewhere(*where), prepend=prepend, close=close, join=join)
+        return origin.elsewhere(*where, prepend=prepend, close=close)
 
-    def elsewhere(self, at: str, slot: str, previous: str = "", settles: str = "") -> Header:
-        """A header for another place of the same run."""
-        return Header(
-            self.run,
-            self.generation,
-            at,
-            slot,
-            previous,
-            settles,
-            lane=self.lane,
-            expires=self.expires,
-            context=self.context,
-        )
+    def elsewhere(
+        self, at: str, slot: str, previous: str = "", settles: str = "", **own: Any
+    ) -> Header:
+        """A header for another place of the same run; *own* are further attributes of it."""
+        shared = {"lane": self.lane, "expires": self.expires, "context": self.context}
+        return Header(self.run, self.generation, at, slot, previous, settles, **{**shared, **own})
 
     def joins(self) -> Joins | None:
         """The barrier that this job, by completing, is counted in."""
-        return Joins(self.join["page"], self.join["width"]) if self.join else None
+        return Joins(self.join["barrier"], self.join["width"]) if self.join else None
 
     def settled_by_completion(self, *, alone: bool) -> Settles | None:
         """The step of which this job, by completing, completes a member.
@@ -184,3 +192,9 @@ class Header:
     def _steps(self) -> list[tuple[str, int]]:
         pairs = (each.partition("*") for each in self.settles.split())
         return [(step, int(width)) for step, _, width in pairs]
+
+
+def completes(data: Mapping[str, Any]) -> bool:
+    """Whether the message with the header *data* ends in a result, rather than in further messages
+    (an internal task that expands a page, or a lane)."""
+    return " " not in data["at"]

@@ -31,8 +31,7 @@ def launch(self: InternalTask, clutch: str | Mapping[str, Any], id: str | None =
             run.
     """
     built = Clutch.from_json(clutch, app=self.app, id=id or self.request.id)
-    request = self.request
-    if not (request.chain or request.chord or request.callbacks):
+    if not self.awaited:
         try:
             return built.engage().id
         except AlreadyEngaged:
@@ -44,8 +43,8 @@ def launch(self: InternalTask, clutch: str | Mapping[str, Any], id: str | None =
     except AlreadyEngaged:  # the message has come again: send what is left
         reopened = reopen(self.app, prepared.run)
         started = canvas.root_canvas(*reopened, counted=True) if reopened else None
-    if request.is_eager and started is not None:
-        canvas.run_eagerly(prepared.compiler(), canvas.first_page(prepared))
+    if self.request.is_eager and started is not None:
+        canvas.run_eagerly(prepared.compiler(), prepared.first)
         started = None
     if started is None:
         return _results(self.app, prepared.run)

@@ -43,7 +43,7 @@ def fail(app: Celery, header: Header, failure: Failure, token: str, *, loud: boo
         settles=header.settled_by_failure(loud=loud),
     )
     if done.recorded:
-        signals.emit(app, signals.clutch_job_failed, lambda: failed(header, failure))
+        signals.emit(runtime(app), signals.clutch_job_failed, lambda: failed(header, failure))
     for step in done.settled:
         settled(app, header, step, failed=True)
     for step in done.reports:
@@ -93,7 +93,7 @@ def failed(header: Header, failure: Failure) -> JobFailed:
 def settled(app: Celery, header: Header, step: str, *, failed: bool) -> None:
     """Tell observers that a step has settled."""
     signals.emit(
-        app,
+        runtime(app),
         signals.clutch_step_settled,
         lambda: StepSettled(
             header.run, header.generation, step, failed, time.time(), header.context
@@ -123,7 +123,7 @@ def finished(app: Celery, run: str) -> None:
             meta.context,
         )
 
-    signals.emit(app, signals.clutch_finished, make)
+    signals.emit(runtime(app), signals.clutch_finished, make)
 
 
 def _fail_parent(app: Celery, run: str, failure: Failure, token: str) -> None:

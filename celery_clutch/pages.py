@@ -19,7 +19,7 @@ from typing import Any
 
 from . import codec
 from .errors import CorruptRecord
-from .plan import Job, Node, Parallel, Scope, Series, job_from_json, job_to_json, join
+from .plan import Job, JobEncoder, Node, Parallel, Scope, Series, job_from_json, join
 
 CHAIN = 12
 """Jobs of a series in one page. Each message carries those after it."""
@@ -144,7 +144,6 @@ class _Place:
     closed: bool = False  # something waits for its end
     slot: str = ""  # the slot its last value goes to, if not its own
     settles: str = ""  # the parallels around it
-    direct: bool = True  # each of its jobs is a step of its own for on_failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +151,7 @@ class _Step:
     at: str
     node: Node | None  # None: the subtree at `at` ends here, send its on_success
     scope: Scope
-    direct: bool
+    direct: bool  # a job is a step of its own for on_failure
 
 
 class _Cutter:
@@ -204,7 +203,8 @@ class _Cutter:
             slot = place.slot if ends and place.slot else step.at
             queue = step.scope.queue or ""
             if isinstance(step.node, Job):
-                page.add(self.job(step, previous, slot, place))
+                settles = f"{step.at}*1 {place.settles}".strip() if step.direct else place.settles
+                page.add(self.job(step.node, step.at, step.scope, previous, slot, settles))
                 previous = slot
             elif isinstance(step.node, Parallel):
                 alone = index == len(todo) - 1
@@ -221,18 +221,16 @@ class _Cutter:
         first = self.keep(key, page, first)
         return first, previous
 
-    def job(self, step: _Step, previous: str, slot: str, place: _Place) -> JobItem:
-        job = step.node
-        assert isinstance(job, Job)
-        if step.scope.queue:
-            job = _routed(job, step.scope.queue)
-        settles = ""
-        if step.scope.on_failure or self.tally:
-            own = f"{step.at}*1" if step.direct else ""
-            settles = f"{own} {place.settles}".strip()
+    def job(
+        self, job: Job, at: str, scope: Scope, previous: str, slot: str, settles: str
+    ) -> JobItem:
+        if scope.queue:
+            job = _routed(job, scope.queue)
+        if not (scope.on_failure or self.tally):
+            settles = ""  # nobody listens
         self.out.jobs += 1
         self.out.units += 1
-        return JobItem(step.at, slot, previous, settles, job)
+        return JobItem(at, slot, previous, settles, job)
 
     def parallel(self, page: _Page, step: _Step, previous: str, waits: bool, place: _Place) -> str:
         node = step.node
@@ -260,9 +258,9 @@ class _Cutter:
     def branch(
         self, node: Node, at: str, previous: str, scope: Scope, waits: bool, settles: str
     ) -> tuple[Item, ...]:
-        place = _Place(scope, closed=waits, slot=at, settles=settles, direct=False)
         if isinstance(node, Job):
-            return (self.job(_Step(at, node, scope, False), previous, at, place),)
+            return (self.job(node, at, scope, previous, at, settles),)
+        place = _Place(scope, closed=waits, slot=at, settles=settles)
         steps: Iterable[_Step] = [_Step(at, node, scope, False)]
         if isinstance(node, Series):
             steps = self.scoped(node, at, scope, False)
@@ -383,15 +381,6 @@ def is_direct(items: tuple[Item, ...]) -> bool:
     return True
 
 
-def is_flat(items: Sequence[Item]) -> bool:
-    """Whether the page is nothing but a parallel and its end, with all of its branches in it."""
-    if len(items) != 2 or not isinstance(items[0], ParallelItem):
-        return False
-    end = items[1]
-    ends = isinstance(end, CloseItem) and not close_slot(end)
-    return ends and not any(isinstance(branch[-1], Expand) for branch in items[0].branches)
-
-
 def slots(items: Iterable[Item]) -> Iterator[str]:
     """Every slot that *items* themselves write to."""
     for item in items:
@@ -435,9 +424,14 @@ def expand_slots(previous: str) -> tuple[list[str], bool]:
     return [join(address, index) for index in range(int(width))], True
 
 
-def dumps(items: tuple[Item, ...]) -> bytes:
-    """A page as compressed JSON."""
-    return compress(codec.encode_plan([_to_json(item) for item in items]))
+def dumps(items: tuple[Item, ...], encode: JobEncoder | None = None) -> bytes:
+    """A page as compressed JSON.
+
+    Raises:
+        NonJSONArgument: where an argument or option of a job has no JSON form.
+    """
+    encode = encode or JobEncoder()
+    return compress(codec.encode_parts([_to_json(item, encode) for item in items]))
 
 
 def compress(data: bytes) -> bytes:
@@ -469,11 +463,11 @@ def loads(data: bytes) -> tuple[Item, ...]:
         raise CorruptRecord(f"a stored page cannot be read: {exc!r}") from None
 
 
-def _to_json(item: Item) -> list[Any]:
+def _to_json(item: Item, encode: JobEncoder) -> list[Any]:
     if isinstance(item, JobItem):
-        return ["j", item.at, item.slot, item.previous, item.settles, job_to_json(item.job)]
+        return ["j", item.at, item.slot, item.previous, item.settles, encode(item.job)]
     if isinstance(item, ParallelItem):
-        return ["p", item.at, [[_to_json(i) for i in branch] for branch in item.branches]]
+        return ["p", item.at, [[_to_json(i, encode) for i in branch] for branch in item.branches]]
     if isinstance(item, CloseItem):
         return ["c", item.at, item.slot, item.previous, item.settles, item.scope, item.queue]
     if isinstance(item, LanesItem):

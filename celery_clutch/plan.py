@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from orjson import Fragment
+
 from . import codec
 from .errors import CorruptRecord, PlanTooDeep
 
@@ -145,13 +147,33 @@ def join(address: str, index: int) -> str:
     return f"{address}.{index}" if address else str(index)
 
 
-def dumps(node: Node) -> bytes:
+class JobEncoder:
+    """Encodes jobs, each of them once, however often it is asked. For jobs that live longer."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Fragment] = {}
+
+    def __call__(self, job: Job) -> Fragment:
+        """*job* as a short JSON list.
+
+        Raises:
+            NonJSONArgument: an argument or option has no JSON form.
+        """
+        known = self._known.get(id(job))
+        if known is None:
+            flags = job.plain + 2 * job.prepend
+            known = codec.part((job.task, job.args, job.kwargs, job.options, flags))
+            self._known[id(job)] = known
+        return known
+
+
+def dumps(node: Node, encode: JobEncoder | None = None) -> bytes:
     """*node* as JSON; arguments keep the types that Celery's own JSON keeps.
 
     Raises:
         NonJSONArgument: where an argument or option has no JSON form.
     """
-    return codec.encode_plan(_to_json(node))
+    return codec.encode_parts(_to_json(node, encode or JobEncoder()))
 
 
 def loads(data: bytes) -> Node:
@@ -174,9 +196,7 @@ def to_dict(node: Node) -> dict[str, Any]:
             if value := getattr(node, name):
                 data[name] = value
         return {**data, "prepend": True} if node.prepend else data
-    data = {key: value for key, value in _to_json(node).items() if key in ("scope", "limit")}
-    kind = "series" if isinstance(node, Series) else "parallel"
-    return {kind: [to_dict(child) for child in children(node)], **data}
+    return {_kind(node): [to_dict(child) for child in children(node)], **_settings(node)}
 
 
 def from_dict(data: Any, is_plain: Callable[[str], bool]) -> Node:
@@ -219,14 +239,8 @@ def _measure(node: Series | Parallel, nodes: tuple[Node, ...]) -> None:
     object.__setattr__(node, "depth", depth)
 
 
-def job_to_json(job: Job) -> list[Any]:
-    """*job* as a short JSON list."""
-    flags = job.plain + 2 * job.prepend
-    return [job.task, job.args, job.kwargs, job.options, flags]
-
-
 def job_from_json(data: list[Any]) -> Job:
-    """The job that `job_to_json` wrote."""
+    """The job that a `JobEncoder` wrote."""
     task, args, kwargs, options, flags = data
     return Job(task, tuple(args), kwargs, options, bool(flags & 1), bool(flags & 2))
 
@@ -237,11 +251,23 @@ def scope_to_json(scope: Scope) -> dict[str, Any]:
     return {name: getattr(scope, name) for name in names if getattr(scope, name) is not None}
 
 
-def _to_json(node: Node) -> dict[str, Any]:
+def _to_json(node: Node, encode: JobEncoder) -> dict[str, Any]:
     if isinstance(node, Job):
-        return {"job": job_to_json(node)}
-    kind = "series" if isinstance(node, Series) else "parallel"
-    data: dict[str, Any] = {kind: [_to_json(child) for child in children(node)]}
+        return {"job": encode(node)}
+    data: dict[str, Any] = {_kind(node): [_to_json(child, encode) for child in children(node)]}
+    data.update(_settings(node))
+    if "scope" in data:
+        data["scope"] = codec.part(data["scope"])
+    return data
+
+
+def _kind(node: Series | Parallel) -> str:
+    return "series" if isinstance(node, Series) else "parallel"
+
+
+def _settings(node: Series | Parallel) -> dict[str, Any]:
+    """What is set for *node*, as data."""
+    data: dict[str, Any] = {}
     if node.scope:
         data["scope"] = scope_to_json(node.scope)
     if isinstance(node, Parallel) and node.limit is not None:

@@ -164,7 +164,8 @@ def _checked(brought: Any) -> dict[str, StoreFactory]:
 class Runtime:
     """What an app has of celery-clutch in this process: its settings, plugins and store."""
 
-    def __init__(self, settings: Settings, plugins: Plugins) -> None:
+    def __init__(self, app: Any, settings: Settings, plugins: Plugins) -> None:
+        self.app = app
         self.settings = settings
         self.plugins = plugins
         self.store = plugins.open(settings)
@@ -187,7 +188,7 @@ def runtime(app: Any) -> Runtime:
         with _making:  # threads of one process must share one memory store
             cached = app.__dict__.get(_ATTRIBUTE)
             if cached is None or cached[0] != key:
-                cached = key, Runtime(Settings.of(conf), Plugins())
+                cached = key, Runtime(app, Settings.of(conf), Plugins())
                 app.__dict__[_ATTRIBUTE] = cached
     made: Runtime = cached[1]
     return made

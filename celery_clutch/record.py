@@ -78,6 +78,12 @@ class Held:
             raise CorruptRecord(f"what a job holds cannot be read: {exc!r}") from None
 
 
+def held_runs(found: Record) -> dict[str, tuple[str, ...]]:
+    """The runs that jobs of a run wait for, by the address of the job."""
+    held = {address: Held.loads(data).runs for address, data in found.held.items()}
+    return {address: runs for address, runs in held.items() if runs}
+
+
 def execution_info(attempt: int, start: float, seconds: float) -> bytes:
     """What is kept of the execution that gave a job its result, as JSON.
 

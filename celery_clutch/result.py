@@ -88,21 +88,21 @@ class ClutchResult:
         Args:
             timeout: seconds after which `ClutchTimeout` is raised; None watches for ever.
         """
-        changed, deadline = _Changed(self.id, timeout), _deadline(timeout)
+        news = _News(self.id, timeout)
         with closing(self._store.watch(self.id)) as waiting:
-            for _ in waiting:
-                if (status := changed(self.status(), deadline)) is not None:
+            for changed in waiting:
+                if (status := news.of(self.status() if changed else None)) is not None:
                     yield status
                     if status.state in ENDED:
                         return
 
     async def awatch(self, timeout: float | None = None) -> AsyncIterator[Status]:
         """`watch` for asyncio: the event loop is not blocked."""
-        changed, deadline = _Changed(self.id, timeout), _deadline(timeout)
+        news = _News(self.id, timeout)
         async with aclosing(self._store.watch_async(self.id)) as waiting:
-            async for _ in waiting:
-                status = changed(await asyncio.to_thread(self.status), deadline)
-                if status is not None:
+            async for changed in waiting:
+                status = await asyncio.to_thread(self.status) if changed else None
+                if (status := news.of(status)) is not None:
                     yield status
                     if status.state in ENDED:
                         return
@@ -176,7 +176,7 @@ class ClutchResult:
         Returns whether the run was RUNNING or FAILED before. ``resume`` takes it up again.
         """
         found = self.record()
-        for nested in held_runs(found):
+        for nested in _waited_for(found):
             handle = ClutchResult(nested, self.app)
             if self._store.peek(nested):
                 handle.cancel()
@@ -213,7 +213,7 @@ class ClutchResult:
         """
         found = self._store.read(self.id)
         ended = (record.nested(each.info) for each in self._store.executions(self.id).values())
-        for nested in (*(held_runs(found) if found else ()), *chain.from_iterable(ended)):
+        for nested in (*(_waited_for(found) if found else ()), *chain.from_iterable(ended)):
             ClutchResult(nested, self.app).forget()
         return self._store.delete(self.id)
 
@@ -290,24 +290,27 @@ class ClutchResult:
         return graph.html(drawn.plan, title, drawn.states())
 
 
-class _Changed:
-    """Lets a status through that differs from the one before."""
+class _News:
+    """Lets a status through that differs from the one before, until it is too late."""
 
     def __init__(self, run: str, timeout: float | None) -> None:
         self.run, self.timeout = run, timeout
+        self.deadline = math.inf if timeout is None else time.monotonic() + timeout
         self.last: Status | None = None
 
-    def __call__(self, status: Status, deadline: float) -> Status | None:
-        if status.state not in ENDED and time.monotonic() > deadline:
+    def of(self, status: Status | None) -> Status | None:
+        """*status*, the latest, if it is news; None stands for the one before.
+
+        Raises:
+            ClutchTimeout: the run has not ended in time.
+        """
+        ended = status is not None and status.state in ENDED
+        if not ended and time.monotonic() > self.deadline:
             raise ClutchTimeout(f"run {self.run} has not ended within {self.timeout} seconds")
-        if status == self.last:
+        if status is None or status == self.last:
             return None
         self.last = status
         return status
-
-
-def _deadline(timeout: float | None) -> float:
-    return math.inf if timeout is None else time.monotonic() + timeout
 
 
 def _locate(root: plan.Series, address: str) -> tuple[str, str, plan.Node]:
@@ -328,9 +331,9 @@ def _locate(root: plan.Series, address: str) -> tuple[str, str, plan.Node]:
     return at, slot or at, node
 
 
-def held_runs(found: Record) -> list[str]:
+def _waited_for(found: Record) -> list[str]:
     """The runs that jobs of a run wait for."""
-    return [run for held in found.held.values() for run in record.Held.loads(held).runs]
+    return [*chain.from_iterable(record.held_runs(found).values())]
 
 
 def _decode(values: Sequence[Any], state: State, run: str) -> list[Any]:

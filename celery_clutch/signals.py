@@ -20,7 +20,7 @@ from typing import Any
 from celery.utils.dispatch import Signal
 
 from .events import Engaged, Event
-from .plugins import runtime
+from .plugins import Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -37,31 +37,31 @@ clutch_step_settled = _signal("clutch_step_settled")
 clutch_finished = _signal("clutch_finished")
 
 
-def heard(app: Any, signal: Any) -> bool:
+def heard(by: Runtime, signal: Any) -> bool:
     """Whether anybody listens."""
-    return bool(signal.receivers) or bool(runtime(app).plugins.observers(signal.name))
+    return bool(signal.receivers) or bool(by.plugins.observers(signal.name))
 
 
-def emit(app: Any, signal: Any, make: Callable[[], Event | None]) -> None:
+def emit(by: Runtime, signal: Any, make: Callable[[], Event | None]) -> None:
     """Tell the hooks and receivers of *signal*; *make* is called only if there are any."""
     try:
-        if not heard(app, signal) or (event := make()) is None:
+        if not heard(by, signal) or (event := make()) is None:
             return
     except Exception:
         logger.exception("observers of %s could not be told", signal.name)
         return
-    for name, observer in runtime(app).plugins.observers(signal.name):
+    for name, observer in by.plugins.observers(signal.name):
         try:
             observer(event)
         except Exception:
             logger.exception("%s of the plugin %s failed", signal.name, name)
-    signal.send(sender=app, event=event)  # logs what receivers raise
+    signal.send(sender=by.app, event=event)  # logs what receivers raise
 
 
-def context(app: Any, engaged: Engaged) -> dict[str, str]:
+def context(by: Runtime, engaged: Engaged) -> dict[str, str]:
     """What observers want to travel with a run."""
     found: dict[str, str] = {}
-    for name, observer in runtime(app).plugins.observers("clutch_context"):
+    for name, observer in by.plugins.observers("clutch_context"):
         try:
             found.update(observer(engaged) or {})
         except Exception:

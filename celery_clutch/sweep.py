@@ -12,19 +12,20 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 from celery import Celery, shared_task
 
-from . import plan, record
-from .attempt import too_late
+from . import plan, record, tree
+from .attempt import nested_succeeded, too_late
 from .errors import ClutchError, RunNotFound
 from .notify import describe, fail
-from .plan import Job, Node, Parallel
+from .plan import Job, Parallel
 from .plugins import runtime
-from .result import ClutchResult, held_runs
+from .result import ClutchResult
 from .status import State
-from .stores.base import Execution, Record
+from .stores.base import Execution, Record, ResultStore, listed
 from .tasks import InternalTask
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,9 @@ def sweep(app: Celery, *, grace: float | None = None, silent_for: float | None =
     """Resume every run that has lost a message; their ids.
 
     Nothing that has a result runs again, and what is under way is not disturbed: a run is resumed
-    if nothing in it has begun without an outcome. The next time the same run has to be longer
-    without an event, twice as long each time, because its messages may only be far back in a queue.
+    if nothing in it has begun without an outcome, and no task that is not a ClutchTask, which does
+    not say that it begins, is next. The next time the same run has to be longer without an event,
+    twice as long each time, because its messages may only be far back in a queue.
     Runs past their deadline (``Clutch(expires=)``) that nobody has started are failed.
 
     Args:
@@ -48,7 +50,8 @@ def sweep(app: Celery, *, grace: float | None = None, silent_for: float | None =
     wait = runtime(app).settings.grace if grace is None else grace
     seen: set[str] = set()
     resumed: list[str] = []
-    for run in list(_running(app)):
+    running = listed(runtime(app).store, state=State.RUNNING)
+    for run in [summary.run for summary in running]:
         try:
             root = _root(app, run)
             if root.id not in seen:
@@ -73,20 +76,34 @@ def sweep_task(
 @shared_task(name="celery_clutch.prune", base=InternalTask, bind=True)
 def prune(self: InternalTask, limit: int = 1000) -> int:
     """Delete the expired runs of a store whose server does not do so; how many. For beat."""
-    store, total = runtime(self.app).store, 0
+    return prune_all(runtime(self.app).store, limit)
+
+
+def prune_all(store: ResultStore, limit: int = 1000) -> int:
+    """Delete the expired runs of *store*, *limit* of them at a time; how many."""
+    total = 0
     while deleted := store.prune(limit):
         total += deleted
     return total
 
 
-@dataclass(slots=True)
+@dataclass
 class _Look:
-    """One run, as the sweep sees it."""
+    """One run, as the sweep sees it. What is large is read only where it is needed."""
 
+    app: Celery
     found: Record
     meta: record.Meta
-    executions: Mapping[str, Execution]
     nested: list[_Look]
+
+    @cached_property
+    def executions(self) -> Mapping[str, Execution]:
+        return runtime(self.app).store.executions(self.found.run)
+
+    @cached_property
+    def tree(self) -> tree.Tree:
+        handle = ClutchResult(self.found.run, self.app)
+        return tree.build(handle.plan(), self.found, self.executions)
 
     def family(self) -> Iterator[_Look]:
         yield self
@@ -117,14 +134,6 @@ def _sweep_one(app: Celery, root: ClutchResult, grace: float, silent_for: float 
     return root.resume()
 
 
-def _running(app: Celery) -> Iterator[str]:
-    cursor, more = "", True
-    while more:
-        page, cursor = runtime(app).store.scan(cursor, 500, state=State.RUNNING)
-        yield from (summary.run for summary in page)
-        more = bool(cursor)
-
-
 def _root(app: Celery, run: str) -> ClutchResult:
     """The run that *run* is nested in, however deep, as long as it waits for it."""
     while True:
@@ -138,71 +147,66 @@ def _root(app: Celery, run: str) -> ClutchResult:
 def _look(app: Celery, handle: ClutchResult) -> _Look:
     found = handle.record()
     nested = []
-    for run in held_runs(found):
-        with suppress(RunNotFound):
-            nested.append(_look(app, ClutchResult(run, app)))
-    executions = runtime(app).store.executions(handle.id)
-    return _Look(found, record.Meta.loads(found.meta), executions, nested)
+    for runs in record.held_runs(found).values():
+        for run in runs:
+            with suppress(RunNotFound):
+                nested.append(_look(app, ClutchResult(run, app)))
+    return _Look(app, found, record.Meta.loads(found.meta), nested)
 
 
 def _is_broken(app: Celery, look: _Look) -> bool:
     """Whether an idle run lacks a message that the store knows should have been."""
-    for held in look.found.held.values():
-        runs = record.Held.loads(held).runs
-        if runs and all(_state(app, run) is State.SUCCEEDED for run in runs):
+    store = runtime(app).store
+    for held in map(record.Held.loads, look.found.held.values()):
+        if held.runs and nested_succeeded(store, held):
             return True  # what completes the job that nested them
-    handle = ClutchResult(look.found.run, app)
-    counts = _Counts(look.executions)
-    total = counts.of(handle.plan(), "")
-    return counts.gap or total.done == total.jobs
-
-
-def _state(app: Celery, run: str) -> State | None:
-    peeked = runtime(app).store.peek(run)
-    return peeked[0] if peeked else None
+    search = _Search()
+    search.through(look.tree.plan, look.tree.root, ready=True)
+    return (search.gap and not search.unknown) or _done(look.tree.root)
 
 
 @dataclass(slots=True)
-class _Count:
-    jobs: int = 0
-    done: int = 0
-    begun: int = 0
+class _Search:
+    """Looks for steps that have not begun though all before them is done.
 
+    Attributes:
+        gap: there is one.
+        unknown: a task that is not a ClutchTask may be under way: those do not say that they begin.
+    """
 
-class _Counts:
-    """Counts what is done and begun in every part of a plan, and finds gaps between steps."""
+    gap: bool = False
+    unknown: bool = False
 
-    def __init__(self, executions: Mapping[str, Execution]) -> None:
-        self.executions = executions
-        self.gap = False
-
-    def of(self, node: Node, at: str) -> _Count:
+    def through(self, node: plan.Node, drawn: tree.Node, *, ready: bool) -> None:
+        """*ready* says that everything before *node* is done."""
         if isinstance(node, Job):
-            known = self.executions.get(at)
-            done = known is not None and known.info is not None
-            return _Count(1, int(done), int(known is not None))
-        below = plan.children(node)
-        counts = [self.of(child, plan.join(at, index)) for index, child in enumerate(below)]
-        total = _Count(*(sum(column) for column in zip(*map(_columns, counts), strict=True)))
+            self.unknown |= ready and node.plain and drawn.state == "waiting"
+            return
+        before = True
+        for child, below in zip(plan.children(node), drawn.below, strict=True):
+            self.through(child, below, ready=ready and before)
+            before = isinstance(node, Parallel) or (before and _done(below))
         if isinstance(node, Parallel):
             # The lanes of a narrow parallel are never all idle before its end.
-            self.gap |= node.limit is not None and 0 < total.done < total.jobs
+            done = [*map(_done, drawn.below)]
+            self.gap |= node.limit is not None and any(done) and not all(done)
         else:
-            for before, after in pairwise(counts):
-                self.gap |= before.done == before.jobs and not after.begun
-        return total
+            for one, following in pairwise(drawn.below):
+                self.gap |= _done(one) and following.states.keys() == {"waiting"}
 
 
-def _columns(count: _Count) -> tuple[int, int, int]:
-    return count.jobs, count.done, count.begun
+def _done(node: tree.Node) -> bool:
+    return node.states.keys() == {"done"}
 
 
 def _expire(app: Celery, look: _Look) -> None:
-    """Fail a run past its deadline, in the name of its first job without a result."""
+    """Fail a run past its deadline, in the name of its first job that has not begun."""
     found = look.found
-    for at, node in plan.walk(ClutchResult(found.run, app).plan()):
-        if isinstance(node, Job) and at not in look.executions and at not in found.held:
-            header = look.meta.origin(found.run, found.generation).elsewhere(at, at)
-            failure = replace(describe(too_late(header), at, node.task, None), final=True)
-            fail(app, header, failure, os.urandom(8).hex())
+    for node in look.tree.walk():
+        if node.kind == "job" and node.state == "waiting":
+            header = look.meta.origin(found.run, found.generation).elsewhere(
+                node.address, node.address
+            )
+            failure = describe(too_late(header), node.address, node.task, None)
+            fail(app, header, replace(failure, final=True), os.urandom(8).hex())
             return

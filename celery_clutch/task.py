@@ -17,7 +17,7 @@ from celery import Celery, Task, chord
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 
 from . import canvas, compat, dispatch, pages, record, signals
-from .attempt import Attempt, complete_held, lost, too_late
+from .attempt import Attempt, complete_held, lost, nested_succeeded, too_late
 from .data import Data
 from .errors import AlreadyEngaged, JobLost, ResultError, StoreUnavailable
 from .header import NAME, Header
@@ -146,13 +146,13 @@ class ClutchTask(Task):
         if self.request.callbacks:
             dispatch.pass_links(self.request, collect)
         errback = self.app.signature(canvas.on_error(data))
-        if dispatch.is_simple(sig) and not self.request.is_eager:
-            # Sending what Celery would keep a result object of, whose finaliser can hang a worker
+        mine = None if self.request.is_eager else dispatch.copied(sig)
+        if mine is not None:
+            # Sending what Celery would keep result objects of, whose finalisers can hang a worker
             # child (5.3 and 5.4).
-            tasks = [task.clone() for task in dispatch.tasks_of(sig)]
-            for task in tasks:
+            for task in dispatch.leaves(mine):
                 task.link_error(errback)
-            dispatch.replace(self, compat.Chain(*tasks, collect, app=self.app))
+            dispatch.replace(self, dispatch.followed(mine, [collect]))
             raise Ignore("replaced")
         sig.link_error(errback)
         following = sig | collect
@@ -175,7 +175,7 @@ class ClutchTask(Task):
             late = too_late(attempt.header)
             attempt.fail(late, final=True)
             raise late
-        signals.emit(self.app, signals.clutch_job_started, attempt.started_event)
+        signals.emit(attempt.runtime, signals.clutch_job_started, attempt.started_event)
         value, outcome = self._run(attempt, args, kwargs)
         if attempt.replaced:  # only an eager replace returns; the value has been collected
             return None
@@ -243,7 +243,7 @@ class ClutchTask(Task):
             attempt.fail(exc, final=True)
             raise
         for nested in attempt.nested:
-            signals.emit(self.app, signals.clutch_engaged, nested.engaged)
+            signals.emit(attempt.runtime, signals.clutch_engaged, nested.engaged)
         held = replace(
             outcome,
             runs=tuple(nested.run for nested in attempt.nested),
@@ -252,7 +252,7 @@ class ClutchTask(Task):
         attempt.store.patiently(attempt.store.hold, header.run, header.at, held.dumps())
         if getattr(self.request, "is_eager", False):
             for nested in attempt.nested:
-                canvas.run_eagerly(nested.compiler(), nested.cut.pages[pages.ROOT])
+                canvas.run_eagerly(nested.compiler(), nested.first)
             return self._settle_eagerly(attempt, held)
         left = [nested.canvas() for nested in attempt.nested if nested.meta.jobs]
         return self._wait_for(left, attempt, held)
@@ -283,8 +283,7 @@ class ClutchTask(Task):
         return dispatch.replace(self, chord(nested, settle, app=self.app))
 
     def _settle_eagerly(self, attempt: Attempt, held: record.Held) -> None:
-        peeked = [attempt.store.peek(run) for run in held.runs]
-        if all(each is not None and each[0] is State.SUCCEEDED for each in peeked):
+        if nested_succeeded(attempt.store, held):
             complete_held(attempt, held)
 
     def _queue(self) -> str | None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from celery import Task, shared_task, signals
+from celery.canvas import Signature
 from celery.exceptions import (
     ChordError,
     Ignore,
@@ -34,6 +36,7 @@ from .errors import (
 )
 from .header import NAME, Header, Lane
 from .notify import announce, describe, fail
+from .pages import Item
 from .plugins import runtime
 from .record import Held
 from .status import State
@@ -60,6 +63,28 @@ class InternalTask(Task):
         assert header is not None, f"{self.name} was sent without a {NAME} header"
         return Attempt(self.app, header, self.request, self.name)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether anything follows this task, in a chain or a chord, or is linked to it."""
+        request = self.request
+        return bool(request.chord or request.chain or request.callbacks)
+
+    def give_way(self, other: Signature) -> Any:
+        """Put *other* in this task's place; where nothing waits for it that is to send it."""
+        if not self.awaited:
+            return dispatch.send(self.app, other)
+        canvas.drop_own_errbacks(self.request)
+        return dispatch.replace(self, other)
+
+
+def _undone(attempt: Attempt, items: Sequence[Item]) -> Sequence[Item]:
+    """*items* without what has a result already, which only in a resumed run can be."""
+    if not attempt.header.generation:
+        return items
+    slots = list(pages.slots(items))
+    store = attempt.store
+    return pages.without(items, store.patiently(store.finished, attempt.header.run, slots))
+
 
 def _begin(attempt: Attempt) -> Begun | None:
     """What the store says; None when it is done already.
@@ -84,32 +109,17 @@ def expand(self: InternalTask, page: str) -> Any:
     peeked = store.patiently(store.peek, header.run)
     if peeked is None or peeked[0] is State.CANCELLED or peeked[1] != header.generation:
         raise Ignore(f"run {header.run} was cancelled, resumed or forgotten")
-    items = canvas.load_page(store, header.run, page)
-    if header.generation:
-        slots = list(pages.slots(items))
-        items = pages.without(items, store.patiently(store.finished, header.run, slots))
-    compiler = canvas.Compiler(self.app, header)
-    counted = bool(self.request.chord)
-    if counted and not self.request.chain and not self.request.callbacks:
-        flat = compiler.joined(page, items, dispatch.membership(self.request))
-        if flat is not None:
-            dispatch.spread(self, flat)
-            return None
-    compiled = compiler.page(items, counted=counted)
-    if compiled is None:
-        return None
-    if self.request.chord or self.request.chain or self.request.callbacks:
-        canvas.drop_own_errbacks(self.request)
-        return dispatch.replace(self, compiled)
-    dispatch.send(self.app, compiled)
-    return None
+    items = _undone(attempt, canvas.load_page(store, header.run, page))
+    compiled = canvas.Compiler(self.app, header).page(items, counted=bool(self.request.chord))
+    return None if compiled is None else self.give_way(compiled)
 
 
 @shared_task(name=canvas.LANE, base=InternalTask, bind=True)
 def lane(self: InternalTask) -> Any:
     """Put the next branch of a narrow parallel, and this lane behind it, in this task's place."""
-    header = self.attempt().header
-    store, own = runtime(self.app).store, header.lane
+    attempt = self.attempt()
+    header, store = attempt.header, attempt.store
+    own = header.lane
     assert own is not None
     number = store.patiently(
         store.take, header.run, own["at"], str(own["lane"]), own["number"], header.generation
@@ -118,24 +128,13 @@ def lane(self: InternalTask) -> Any:
         raise Ignore(f"run {header.run} was cancelled, resumed or forgotten, or the lane went on")
     if number >= own["width"]:
         return None
-    page = canvas.load_page(store, header.run, pages.lane_page(own["at"], number))
-    (chunk,) = page
+    (chunk,) = canvas.load_page(store, header.run, pages.lane_page(own["at"], number))
     assert isinstance(chunk, pages.ParallelItem)
-    items = chunk.branches[number % pages.LANE]
-    if header.generation:
-        slots = list(pages.slots(items))
-        items = pages.without(items, store.patiently(store.finished, header.run, slots))
     here = Lane(**{**own, "number": number})
     compiler = canvas.Compiler(self.app, replace(header, lane=here))
-    counted = bool(self.request.chord)
-    following = compiler.lane(here, counted)
-    branch = compiler.page(items)
-    following = following if branch is None else dispatch.followed(branch, [following])
-    if counted or self.request.chain or self.request.callbacks:
-        canvas.drop_own_errbacks(self.request)
-        return dispatch.replace(self, following)
-    dispatch.send(self.app, following)
-    return None
+    branch = compiler.page(_undone(attempt, chunk.branches[number % pages.LANE]))
+    following = compiler.lane(here, bool(self.request.chord))
+    return self.give_way(dispatch.followed(branch, [following]) if branch else following)
 
 
 @shared_task(name=canvas.CLOSE, base=InternalTask, bind=True)

@@ -16,7 +16,6 @@ import orjson
 from . import plan, record
 from .graph import TIMES, WIDE, counts, kind_of, overall, printable
 from .plan import Job, Series
-from .record import Held
 from .status import Failure, State, Status, isoformat
 from .stores.base import Execution, Record, Summary
 
@@ -120,19 +119,13 @@ class Line(NamedTuple):
     more: str = ""
 
 
-def held_runs(found: Record) -> dict[str, tuple[str, ...]]:
-    """The runs that jobs of the run wait for, by the address of the job."""
-    held = {address: Held.loads(data).runs for address, data in found.held.items()}
-    return {address: runs for address, runs in held.items() if runs}
-
-
 def build(
     root: Series,
     found: Record,
     executions: Mapping[str, Execution],
     nested: Mapping[str, Sequence[Tree]] | None = None,
 ) -> Tree:
-    """The tree of a run, from what the store says of it; *nested* as in `held_runs`."""
+    """The tree of a run, from what the store says of it; *nested* as in `record.held_runs`."""
     status = record.status(found)
     failures = {failure.address: failure for failure in status.failures}
     cancelled = found.state is State.CANCELLED

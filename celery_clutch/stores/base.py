@@ -428,6 +428,14 @@ class ResultStore(ABC):
         found = zip(slots, self.values(run, slots), strict=True)
         return {slot for slot, value in found if value is not Missing}
 
+    def add_page(self, run: str, key: str, page: bytes) -> bool:
+        """Store one more page of a run, or store it again; whether `page` will find it.
+
+        It will not if there is no such run. This one stores nothing; messages then carry what would
+        be in the page.
+        """
+        return False
+
     def wait(self, run: str, timeout: float | None = None) -> State | None:
         """Wait until the run has ended. Returns its state, also when *timeout* seconds are over.
 
@@ -453,20 +461,20 @@ class ResultStore(ABC):
             await asyncio.sleep(pause if left is None else min(pause, left))
         raise AssertionError("unreachable")
 
-    def watch(self, run: str) -> Generator[None, None, None]:
-        """Yield at once, and again whenever the run may have changed since, until it is closed.
+    def watch(self, run: str) -> Generator[bool, None, None]:
+        """Yield True at once, and again whenever the run may have changed since, until closed.
 
-        It also yields now and then without a change, so that a caller with a deadline can look up.
-        This one polls, ever more slowly, up to twice a second.
+        In between it yields False now and then, so that a caller with a deadline can look up. This
+        one polls, ever more slowly, up to twice a second: it never knows that nothing has changed.
         """
         for pause in _pauses():
-            yield
+            yield True
             time.sleep(pause)
 
-    async def watch_async(self, run: str) -> AsyncGenerator[None, None]:
+    async def watch_async(self, run: str) -> AsyncGenerator[bool, None]:
         """`watch`, without blocking the event loop."""
         for pause in _pauses():
-            yield
+            yield True
             await asyncio.sleep(pause)
 
     def check(self) -> list[str]:
@@ -510,6 +518,15 @@ class ResultStore(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {without_secrets(self.url)}>"
+
+
+def listed(store: ResultStore, count: int = 500, **wanted: Any) -> Iterator[Summary]:
+    """Every run that `ResultStore.scan` finds with the filters *wanted*, *count* at a time."""
+    cursor, more = "", True
+    while more:
+        found, cursor = store.scan(cursor, count, **wanted)
+        yield from found
+        more = bool(cursor)
 
 
 def without_secrets(url: str) -> str:

@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 _VERDICTS = {int(verdict): Begun(verdict) for verdict in Verdict}
 _RECHECK = 10.0  # seconds after which a waiting client looks at the state itself
-_LOOK_UP = 1.0  # seconds after which a watching client is told, changed or not
+_LOOK_UP = 1.0  # seconds after which a watching client is told that nothing has changed
 
 
 class _Script:
@@ -81,10 +81,13 @@ class _Script:
             return client.eval(self.text, len(keys), *keys, *args)
 
 
-_create, _begin, _complete, _fail, _hold, _take, _transition, _read, _delete = map(
-    _Script,
-    ("create", "begin", "complete", "fail", "hold", "take", "transition", "read", "delete"),
-)
+_create, _add_page, _begin, _complete, _fail, _hold, _take, _transition, _read, _delete = [
+    _Script(name)
+    for name in (
+        *("create", "add_page", "begin", "complete", "fail"),
+        *("hold", "take", "transition", "read", "delete"),
+    )
+]
 
 
 class RedisStore(ResultStore):
@@ -140,6 +143,10 @@ class RedisStore(ResultStore):
         with _errors():
             page: bytes | None = self._client.hget(self._keys(run)[1], key)
             return Missing if page is None else page
+
+    def add_page(self, run: str, key: str, page: bytes) -> bool:
+        with _errors():
+            return bool(_add_page(self._client, self._keys(run), key, page))
 
     def begin(self, run: str, address: str, slot: str, generation: int, limit: int) -> Begun:
         times = (self._ttl, self._result_ttl)
@@ -334,31 +341,39 @@ class RedisStore(ResultStore):
                     pause = min(left, _RECHECK)
                     await asyncio.wait_for(channel.get_message(timeout=pause), pause + 5)
 
-    def watch(self, run: str) -> Generator[None, None, None]:
+    def watch(self, run: str) -> Generator[bool, None, None]:
         with _errors(), self._client.pubsub(ignore_subscribe_messages=True) as channel:
             channel.subscribe(f"{self._channels(run)}changed")
             channel.get_message(timeout=1.0)
+            changed, looked = True, time.monotonic()
             while True:
-                yield
-                channel.get_message(timeout=_LOOK_UP)
+                yield changed
+                changed = channel.get_message(timeout=_LOOK_UP) is not None
                 while channel.get_message(timeout=0) is not None:
                     pass  # what has happened meanwhile is one change
+                if time.monotonic() - looked > _RECHECK:
+                    changed = True  # perhaps a message was lost
+                looked = time.monotonic() if changed else looked
 
-    async def watch_async(self, run: str) -> AsyncGenerator[None, None]:
+    async def watch_async(self, run: str) -> AsyncGenerator[bool, None]:
         if self._given is not None or _connection(self.url)[0] != "server":
-            async for _ in super().watch_async(run):
-                yield
+            async for changed in super().watch_async(run):
+                yield changed
             return
         with _errors():
             client = self._async_client()
             async with client, client.pubsub(ignore_subscribe_messages=True) as channel:
                 await channel.subscribe(f"{self._channels(run)}changed")
                 await channel.get_message(timeout=1.0)
+                changed, looked = True, time.monotonic()
                 while True:
-                    yield
-                    await channel.get_message(timeout=_LOOK_UP)
+                    yield changed
+                    changed = await channel.get_message(timeout=_LOOK_UP) is not None
                     while await channel.get_message(timeout=0) is not None:
                         pass
+                    if time.monotonic() - looked > _RECHECK:
+                        changed = True
+                    looked = time.monotonic() if changed else looked
 
     def check(self) -> list[str]:
         try:

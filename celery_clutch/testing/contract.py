@@ -1104,14 +1104,27 @@ class StoreContract:
         expected = [State.SUCCEEDED, None, State.RUNNING, State.RUNNING, None]
         assert asyncio.run(waits()) == expected, "wait, without blocking the event loop"
 
+    def test_a_page_that_is_added_is_there(self, store: ResultStore) -> None:
+        store.create("r", b"", {"0": b"first"}, 1)
+        for page in (b"one", b"two"):
+            added = store.add_page("r", "more", page)
+            assert store.page("r", "more") == (page if added else Missing), "as it has said"
+        assert store.page("r", "0") == b"first"
+        store.delete("r")
+        assert store.add_page("r", "more", b"page") is False, "there is no such run"
+        assert store.page("r", "more") is Missing
+
     def test_watch_tells_of_changes(self, store: ResultStore) -> None:
         watcher, other = self._two(store)
         store.create("r", b"", {}, 60)
         told, stop = threading.Event(), threading.Event()
 
         def watch() -> int:
-            for seen, _ in enumerate(watcher.watch("r"), 1):
-                told.set()
+            seen = 0
+            for changed in watcher.watch("r"):
+                seen += changed
+                if changed:
+                    told.set()
                 if stop.is_set():
                     return seen
             raise AssertionError("watch goes on until it is closed")
@@ -1135,7 +1148,9 @@ class StoreContract:
 
         async def watch() -> int:
             seen = 0
-            async for _ in watcher.watch_async("r"):
+            async for changed in watcher.watch_async("r"):
+                if not changed:
+                    continue
                 seen += 1
                 if seen > 3:
                     break
