@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -27,3 +27,22 @@ def missing() -> Callable[[str, object], NoReturn]:
         pytest.skip(message)
 
     return say
+
+
+@pytest.fixture(scope="session")
+def connect(missing: Callable[[str, object], NoReturn]) -> Callable[..., Any]:
+    """Call it with the URL of a Redis database to get a client; `missing` where none answers."""
+    import redis
+
+    def connect(url: str, **options: Any) -> redis.Redis:
+        client = redis.Redis.from_url(url, socket_connect_timeout=2, **options)
+        problem: object = None
+        try:
+            client.ping()
+        except redis.RedisError as exc:
+            problem = exc
+        if problem:
+            missing(f"Redis at {url}", problem)
+        return client
+
+    return connect

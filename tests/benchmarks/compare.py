@@ -14,6 +14,7 @@ installed, ``compare.png``. Absolute times mean nothing on shared machines: read
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -94,6 +95,7 @@ def moved() -> int:
 
 def measure(shape: Shape, send: Sender, *, watched: bool, timeout: float = 300) -> Sample:
     """Send *shape* and wait: with ``get()`` if *watched*, else for what the last task tells."""
+    gc.collect()  # what the way before has left, raw canvas thousands of results, is not this one's
     before = moved()
     start = time.perf_counter()
     dispatch = 0.0

@@ -33,6 +33,8 @@ def tour(store: RedisStore) -> None:
     run = f"tour-{uuid.uuid4()}"
     try:
         store.create(run, b"meta", {"0": b"page"}, 3, name="name", tags=["tag"])
+        assert store.add_page(run, "more", b"more")
+        assert store.page(run, "more") == b"more"
         assert store.begin(run, "0", "0", 0, 5) == Begun(Verdict.RUN)
         store.hold(run, "0", b"held")
         assert store.complete(run, "0", "0", b"zero", generation=0, token="a").remaining == 2

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
-import redis
 
-from .conftest import ROOT, database
-
-Missing = Callable[[str, object], NoReturn]
+from .conftest import ROOT, answers, free_address, needs
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -31,36 +24,19 @@ WAIT = 90
 
 @pytest.fixture(scope="module")
 def environment(
-    missing: Missing, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     """What the shop is told: a database and a broker of its own."""
-    try:
-        import celery_clutch_django  # noqa: F401
-        import django  # noqa: F401
-    except ImportError as exc:
-        pytest.skip(f"celery-clutch-django is not installed: {exc}")
-    server = os.environ.get("CLUTCH_TEST_REDIS", "redis://localhost:6379").rstrip("/")
-    url = f"{server}/{database()}"
-    problem: object = None
-    client = redis.Redis.from_url(url, socket_connect_timeout=2)
-    try:
-        client.ping()
-    except redis.RedisError as exc:
-        problem = exc
-    if problem:
-        missing(f"Redis at {url}", problem)
-    client.flushdb()
+    needs("celery_clutch_django", "django")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CELERY_")}
     paths = filter(None, (str(ROOT), str(PLUGIN), os.environ.get("PYTHONPATH")))
-    yield {
+    return {
         **kept,
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         "SHOP_DATABASE": str(tmp_path_factory.mktemp("shop") / "shop.db"),
-        "SHOP_BROKER": url,
+        "SHOP_BROKER": request.getfixturevalue("broker"),
     }
-    client.flushdb()
-    client.close()
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +57,11 @@ def site(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
         *("createsuperuser", "--noinput", "--username", "ann", "--email", "ann@example.com"),
         DJANGO_SUPERUSER_PASSWORD="a good one",
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    url = free_address()
     worker = ["-m", "celery", "-A", "project", "worker", "--concurrency", "2", "--loglevel", "INFO"]
     commands = {
         "worker": [sys.executable, *worker],
-        "site": [sys.executable, "manage.py", "runserver", "--noreload", str(port)],
+        "site": [sys.executable, "manage.py", "runserver", "--noreload", url.rpartition(":")[2]],
     }
     processes = []
     try:
@@ -96,7 +70,6 @@ def site(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
                 processes.append(
                     subprocess.Popen(command, cwd=SHOP, env=environment, stdout=log, stderr=log)
                 )
-        url = f"http://127.0.0.1:{port}"
         until(lambda: answers(url), lambda: (logs / "site.log").read_text())
         yield url
     finally:
@@ -112,48 +85,6 @@ def site(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
             print(f"--- {log.name}\n{log.read_text()[-5000:]}")
 
 
-@pytest.fixture(scope="module")
-def browser(missing: Missing, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium, driven by its own driver; nothing is downloaded."""
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (program and driver):
-        missing("Chromium", "the programs chromium and chromedriver are not installed")
-    try:
-        from selenium import webdriver
-    except ImportError as exc:
-        pytest.skip(f"selenium is not installed: {exc}")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--window-size=1280,1000",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    opened.set_page_load_timeout(60)
-    opened.implicitly_wait(20)
-    yield opened
-    opened.quit()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=10) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
 def until(condition: Callable[[], Any], explain: Callable[[], str] = str) -> None:
     deadline = time.monotonic() + WAIT
     while not condition():
@@ -166,6 +97,7 @@ class Reader:
 
     def __init__(self, browser: Any, site: str) -> None:
         self.browser = browser
+        browser.implicitly_wait(20)
         self.site = site
 
     def open(self, path: str) -> None:

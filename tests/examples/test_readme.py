@@ -5,20 +5,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import os
 import re
 import shlex
 import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
-import redis
 from celery import Celery, _state
 from celery.bin.celery import celery
 from click.testing import CliRunner
@@ -26,7 +24,7 @@ from click.testing import CliRunner
 from celery_clutch import settings, signals
 from celery_clutch.testing import embedded
 
-from .conftest import ROOT, Block, database
+from .conftest import ROOT, Block
 
 
 class ByThread:
@@ -171,21 +169,14 @@ def test_doctor(
     readme: list[Block],
     shop: types.ModuleType,
     request: pytest.FixtureRequest,
-    missing: Callable[[str, object], NoReturn],
+    broker: str,
 ) -> None:
     reader = Reader(shop, request)
     (block,) = [each for each in readme if "doctor" in each.text and each.language == "sh"]
     (expected,) = [each.text for each in readme if each.kind == "doctor"]
     reader.run(readme[[each.language for each in readme].index("python")])
-    server = os.environ.get("CLUTCH_TEST_REDIS", "redis://localhost:6379")
-    url = f"{server}/{database()}"
-    try:
-        with redis.Redis.from_url(url) as client:
-            client.ping()
-    except redis.RedisError as exc:
-        missing(f"Redis at {url}", exc)
     app: Celery = shop.__dict__["app"]
-    app.conf.update(broker_url=url, result_backend=url, task_default_queue="readme-doctor")
+    app.conf.update(broker_url=broker, result_backend=broker, task_default_queue="readme-doctor")
     told = reader.command(block.text)
     for package in ("celery", "kombu"):
         version = importlib.metadata.version(package)

@@ -7,19 +7,13 @@ import re
 import subprocess
 import sys
 
-import pytest
-
-from .conftest import ROOT
+from .conftest import ROOT, needs
 
 PLUGIN = ROOT / "plugins" / "celery-clutch-otel"
 
 
 def test_the_trace_is_the_one_in_the_readme() -> None:
-    try:
-        import celery_clutch_otel  # noqa: F401
-        import opentelemetry.sdk  # noqa: F401
-    except ImportError as exc:
-        pytest.skip(f"celery-clutch-otel is not installed: {exc}")
+    needs("celery_clutch_otel", "opentelemetry")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,15 +11,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import pytest
-import redis
 
-from .conftest import ROOT, database
+from .conftest import ROOT, answers, free_address, needs
 
 T = TypeVar("T")
-Missing = Callable[[str, object], NoReturn]
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -60,6 +56,17 @@ class Processes:
         self.running.append(process)
         return process
 
+    def serve(self, url: str, *options: str) -> subprocess.Popen[bytes]:
+        """Start the site, and wait until it answers at *url*."""
+        served = self.start("gallery.py", "--port", url.rpartition(":")[2], *options)
+
+        def up() -> bool:
+            assert served.poll() is None, "the site has ended"
+            return answers(url)
+
+        until(up)
+        return served
+
     def stop(self) -> list[int]:
         for process in self.running:
             process.send_signal(signal.SIGTERM)
@@ -75,90 +82,25 @@ class Processes:
 
 
 @pytest.fixture
-def processes(missing: Missing, tmp_path: Path) -> Iterator[Processes]:
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as exc:
-        pytest.skip(f"the web server of examples/web_progress is not installed: {exc}")
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    needs("starlette", "uvicorn")
     made = Processes(tmp_path)
     yield made
     made.stop()
 
 
 @pytest.fixture(params=["embedded", "redis"])
-def site(request: pytest.FixtureRequest, missing: Missing, processes: Processes) -> Iterator[str]:
+def site(request: pytest.FixtureRequest, processes: Processes) -> str:
     """The address of the running site."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    if request.param == "embedded":
-        served = processes.start("gallery.py", "--port", str(port))
-        until(lambda: answers(url, served))
-        yield url
-        return
-    server = os.environ.get("CLUTCH_TEST_REDIS", "redis://localhost:6379").rstrip("/")
-    broker = f"{server}/{database()}"
-    client = redis.Redis.from_url(broker, socket_connect_timeout=2)
-    problem: object = None
-    try:
-        client.ping()
-    except redis.RedisError as exc:
-        problem = exc
-    if problem:
-        missing(f"Redis at {broker}", problem)
-    client.flushdb()
-    served = processes.start("gallery.py", "--port", str(port), "--broker", broker)
-    worker = ("-m", "celery", "-A", "gallery", "worker", "-P", "threads", "-c", "4")
-    processes.start(*worker, "--without-gossip", "--without-mingle", WEB_BROKER=broker)
-    until(lambda: answers(url, served))
-    yield url
-    processes.stop()
-    client.flushdb()
-    client.close()
-
-
-def answers(url: str, process: subprocess.Popen[bytes]) -> bool:
-    assert process.poll() is None, "the site has ended"
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return response.status == 200
-    except urllib.error.URLError:
-        return False
-
-
-@pytest.fixture(scope="module")
-def browser(missing: Missing, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium, driven by its own driver; nothing is downloaded."""
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (program and driver):
-        missing("Chromium", "the programs chromium and chromedriver are not installed")
-    try:
-        from selenium import webdriver
-    except ImportError as exc:
-        pytest.skip(f"selenium is not installed: {exc}")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--window-size=900,700",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    opened.set_page_load_timeout(60)
-    yield opened
-    opened.quit()
+    url = free_address()
+    options: list[str] = []
+    if request.param == "redis":
+        broker = request.getfixturevalue("broker")
+        options = ["--broker", broker]
+        worker = ("-m", "celery", "-A", "gallery", "worker", "-P", "threads", "-c", "4")
+        processes.start(*worker, "--without-gossip", "--without-mingle", WEB_BROKER=broker)
+    processes.serve(url, *options)
+    return url
 
 
 class Page:
@@ -251,12 +193,8 @@ def test_a_run_that_is_not_there(site: str) -> None:
 
 
 def test_the_site_stops_when_it_is_told_to(processes: Processes) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    served = processes.start("gallery.py", "--port", str(port))
-    until(lambda: answers(url, served))
+    url = free_address()
+    served = processes.serve(url)
     served.send_signal(signal.SIGINT)
     served.wait(30)
     assert "Traceback" not in (processes.logs / "0.log").read_text()

@@ -97,7 +97,6 @@ def busy(state: Any, **_: Any) -> dict[str, int]:
     }
 
 
-@signals.before_task_publish.connect
 def count(
     sender: Any = None, headers: Any = None, body: Any = None, routing_key: Any = None, **_: Any
 ) -> None:
@@ -715,6 +714,9 @@ if os.environ.get("CLUTCH_IT_WORKER"):
 
 
 app = make_app(json.loads(os.environ.get("CLUTCH_IT_CONF", "{}")))
+
+if "CLUTCH_IT_CONF" in os.environ:  # in a worker; where tests run, other tests publish, too
+    signals.before_task_publish.connect(count)
 
 if app.conf.get("clutch_it_observe"):
     observe()

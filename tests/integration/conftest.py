@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-import redis
 from kombu import Connection
 
 from . import app as tasks
@@ -64,16 +63,12 @@ def _logs() -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def redis_server(missing: Missing) -> Iterator[None]:
+def redis_server(connect: Callable[..., Any]) -> Iterator[None]:
     """Two databases of a Redis server, emptied, for this session alone."""
     held = []
     for offset in (0, 1):
         url = tasks.database(offset)
-        try:
-            client = redis.Redis.from_url(url, max_connections=1)
-            client.ping()
-        except redis.RedisError as exc:
-            missing(f"Redis at {url}", exc)
+        client = connect(url, max_connections=1)
         name = f"{MARK}-{url.rpartition('/')[2]}"
         if any(each["name"] == name for each in client.client_list()):
             pytest.fail(f"{url} is in use by other tests; set CLUTCH_TEST_DB", pytrace=False)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 import redis
-from celery import Celery
+from celery import Celery, signals
 
 import celery_clutch
 from celery_clutch import ClutchResult, State
@@ -137,6 +137,7 @@ class Lab:
             **conf,
         }
         self.app: Celery = tasks.make_app(self.conf)
+        signals.before_task_publish.connect(tasks.count)
         self.workers: list[Worker] = []
         self.broker = None if not options else redis.Redis.from_url(self.app.conf.broker_url)
 

@@ -79,7 +79,7 @@ def test_the_end_of_a_nested_run(lab: Lab, gate: Gate) -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_worker_killed_behind_a_result(make_lab: Any, tag: str, late: bool) -> None:
-    """Its child is gone between storing the result and the chord's count."""
+    """Its child is gone between storing the result and sending what follows."""
     conf = {"task_acks_late": True} if late else {}
     with make_lab("killed", concurrency=1, **conf) as lab:
         lab.app.set_current()
@@ -91,6 +91,20 @@ def test_a_worker_killed_behind_a_result(make_lab: Any, tag: str, late: bool) ->
         assert lab.finish(run) is State.SUCCEEDED
         assert run.get(timeout=1) == [["end", [1, "done"]]]
         assert lab.ran(run) == {"0.0": 1, "0.1": 1, "1": 1}
+
+
+@pytest.mark.parametrize("width", [1, 12])
+def test_the_message_of_a_worker_killed_behind_a_result_comes_again(
+    make_lab: Any, tag: str, width: int
+) -> None:
+    conf = {"task_acks_late": True, "task_reject_on_worker_lost": True}
+    with make_lab("again", concurrency=1, **conf) as lab:
+        lab.app.set_current()
+        branches = [*(value.s(i) for i in range(width)), kill_after_complete.s(tag)]
+        run = series(parallel(branches), seen.s("end")).engage()
+        assert lab.finish(run) is State.SUCCEEDED, "without a sweep"
+        assert run.get(timeout=1) == [["end", [*range(width), "done"]]]
+        assert set(lab.ran(run).values()) == {1}
 
 
 def test_a_whole_worker_killed(make_lab: Any, tag: str) -> None:

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from celery.signals import before_task_publish
 from kombu.exceptions import OperationalError
 
-from celery_clutch import Clutch, ClutchResult, State, parallel, series
+from celery_clutch import Clutch, ClutchResult, State, compat, parallel, series
 from celery_clutch.errors import (
     ChordUnsupported,
+    ClutchTimeout,
     CorruptRecord,
     NonJSONArgument,
     RunNotFound,
@@ -57,6 +59,34 @@ def test_broker_down_at_engage_leaves_no_run(redis_server: None, tag: str, shape
         Clutch(*SHAPES[shape](), id=tag, app=app).engage()
     with pytest.raises(RunNotFound):
         ClutchResult(tag, app).state
+    app.close()
+
+
+@pytest.mark.skipif(not compat.BATCH_ERRORS, reason="before kombu 5.7 each message goes by itself")
+def test_messages_that_do_not_get_through_together_are_sent_one_by_one(
+    redis_server: None, redis_down: RedisServer, tag: str
+) -> None:
+    redis_down.start()
+    app = tasks.make_app({"broker_url": redis_down.url})
+    app.set_current()
+    Clutch(value.s(0), app=app).engage()  # connects, and declares the queue
+    published: list[str] = []
+
+    @before_task_publish.connect
+    def go_away(sender: Any, **_: Any) -> None:
+        published.append(sender)
+        if len(published) == 3:
+            redis_down.stop()
+        elif len(published) == 4:
+            redis_down.start()
+
+    try:
+        run = parallel(value.s(i) for i in range(3)).engage()
+    finally:
+        before_task_publish.disconnect(go_away)
+    assert len(published) == 6
+    assert run.state is State.RUNNING
+    assert redis_down.client.llen("celery") == 4
     app.close()
 
 
@@ -119,6 +149,25 @@ def redis_down(missing: Any, tmp_path: Any) -> Iterator[RedisServer]:
     server = RedisServer(tmp_path)
     yield server
     server.stop()
+
+
+def test_a_watch_asks_nothing_as_long_as_nothing_changes(
+    make_lab: MakeLab, redis_down: RedisServer
+) -> None:
+    redis_down.start()
+    with make_lab("watched", start=False, clutch_store=redis_down.url) as lab:
+        watching = Clutch(value.s(1), app=lab.app).engage().watch(timeout=2.5)
+
+        def asked() -> int:
+            return int(client.info("stats")["total_commands_processed"])
+
+        with redis_down.client as client:
+            assert next(watching).state is State.RUNNING
+            asked()  # connects
+            before = asked()
+            with pytest.raises(ClutchTimeout):
+                next(watching)
+            assert asked() - before == 1, "this question itself"
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def test_a_plan_keeps_its_size_and_depth(root: Series) -> None:
 
 @given(jobs())
 def test_a_job_survives_its_short_form(job: Job) -> None:
-    assert plan.job_from_json(orjson.loads(orjson.dumps(plan.job_to_json(job)))) == job
+    assert plan.job_from_json(orjson.loads(orjson.dumps(plan.JobEncoder()(job)))) == job
 
 
 @pytest.mark.parametrize(

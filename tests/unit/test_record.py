@@ -14,7 +14,7 @@ from celery_clutch import Failure, State, record
 from celery_clutch.errors import CorruptRecord
 from celery_clutch.header import Header
 from celery_clutch.plan import Scope
-from celery_clutch.record import Meta, Parent
+from celery_clutch.record import Held, Meta, Parent
 from celery_clutch.stores.base import Record
 
 from .strategies import scopes, texts, words
@@ -173,3 +173,8 @@ def test_a_failure_that_cannot_be_read_is_a_corrupt_record(broken: Any) -> None:
 def test_a_failure_that_is_not_json_is_a_corrupt_record() -> None:
     with pytest.raises(CorruptRecord, match="failure of job 4"):
         record.failures(dataclasses.replace(run_record(), failures={"4": b"\xff"}))
+
+
+def test_the_runs_that_jobs_wait_for() -> None:
+    held = {"0": Held(b"", runs=("a", "b")).dumps(), "1.0": Held(b"1").dumps()}
+    assert record.held_runs(run_record(held=held)) == {"0": ("a", "b")}

@@ -22,6 +22,7 @@ from celery_clutch import (
 )
 from celery_clutch.errors import BuildError, ClutchExpired, ClutchTimeout, InvalidStep
 from celery_clutch.plugins import runtime
+from celery_clutch.record import Held
 from celery_clutch.sweep import sweep
 from celery_clutch.testing import embedded
 
@@ -172,6 +173,37 @@ def test_what_is_under_way_is_left_alone(idle: Any) -> None:
     assert sweep(idle, grace=0, silent_for=0) == [run.id]
 
 
+def test_a_job_that_waits_for_a_nested_run_is_under_way(idle: Any) -> None:
+    run = series(idle.Job.s(), idle.Job.s(), idle.Job.s()).engage()
+    nested = Clutch(idle.Job.s()).engage()
+    finish(idle, run, "0")
+    store = runtime(idle).store
+    store.begin(run.id, "1", "1", 0, 5)
+    store.hold(run.id, "1", Held(b"1", (nested.id,)).dumps())
+    assert sweep(idle, grace=0) == [], "the nested run may be far back in a queue"
+    finish(idle, nested, "0")
+    assert sweep(idle, grace=0) == [run.id], "what completes the job was lost"
+
+
+def test_a_task_of_somebody_else_may_be_under_way(idle: Any) -> None:
+    @idle.task(name="theirs", base=Task)
+    def theirs() -> None: ...
+
+    run = series(idle.Job.s(), theirs.si(), idle.Job.s()).engage()
+    finish(idle, run, "0")
+    assert sweep(idle, grace=0) == [], "nobody can tell whether it has begun"
+    finish(idle, run, "1")
+    assert sweep(idle, grace=0) == [run.id], "what follows it can tell"
+
+
+def test_branches_that_are_done_wait_for_the_others(idle: Any) -> None:
+    branch = series(idle.Job.s(), idle.Job.s())
+    run = series(parallel(branch, idle.Job.s()), idle.Job.s()).engage()
+    finish(idle, run, "0.0.0")
+    runtime(idle).store.complete(run.id, "0.0.1", "0.0", b"1", generation=0, token="t", info=b"{}")
+    assert sweep(idle, grace=0) == [], "the other branch may be far back in a queue"
+
+
 def test_a_lane_that_stopped_is_a_gap(idle: Any) -> None:
     branches = [idle.Job.s() for _ in range(4)]
     run = series(parallel(branches, max_concurrency=2), idle.Job.s()).engage()
@@ -237,6 +269,10 @@ def test_observers(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     assert plugin.told.count("failed 1 True") == plugin.told.count("failed 2 True") == 1
     assert ("0", False) in seen
     assert "clutch_job_failed of the plugin mine failed" in caplog.text
+
+
+def test_nothing_is_made_where_nobody_listens(shop: Shop) -> None:
+    signals.emit(runtime(shop.app), signals.clutch_finished, lambda: pytest.fail("made"))
 
 
 def test_awatch_and_a_watch_that_is_too_long(shop: Shop) -> None:

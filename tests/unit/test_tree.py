@@ -171,12 +171,6 @@ def test_the_headline_of_a_run_that_was_resumed_and_has_ended() -> None:
     assert tree.headline(found.status) == line
 
 
-def test_the_runs_that_jobs_wait_for() -> None:
-    held = {"0": Held(b"", runs=("a", "b")).dumps(), "1.0": Held(b"1").dumps()}
-    values = (State.RUNNING, 0, 1, 0, 0, 0, NOW, NOW, None)
-    assert tree.held_runs(Record("run", b"", *values, held=held)) == {"0": ("a", "b")}
-
-
 def test_a_hundred_thousand_jobs() -> None:
     huge = plan.series([plan.parallel([Job("a")] * 100_000)])
     executions = {f"0.{index}": Execution(info=b"") for index in range(99_999)}
