@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import re
 import time
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping, Sequence
@@ -106,6 +107,8 @@ class RedisStore(ResultStore):
         super().__init__(url, options)
         self._given = client
         self._own: Any = None
+        self._kept: list[Any] = []
+        self._kept_by = 0  # the process
         self._ttl = max(1, int(options.ttl * 1000))
         self._result_ttl = max(1, int(options.result_ttl * 1000))
         self._index = f"{options.prefix}:runs"
@@ -128,7 +131,7 @@ class RedisStore(ResultStore):
     ) -> None:
         flat = [part for pair in (*pages.items(), *data.items()) for part in pair]
         times = (self._ttl, self._result_ttl)
-        with _errors():
+        with _errors:
             created = _create(
                 self._client,
                 self._keys(run),
@@ -140,18 +143,18 @@ class RedisStore(ResultStore):
             self._list(run)
 
     def page(self, run: str, key: str) -> bytes | MissingType:
-        with _errors():
+        with _errors:
             page: bytes | None = self._client.hget(self._keys(run)[1], key)
             return Missing if page is None else page
 
     def add_page(self, run: str, key: str, page: bytes) -> bool:
-        with _errors():
+        with _errors:
             return bool(_add_page(self._client, self._keys(run), key, page))
 
     def begin(self, run: str, address: str, slot: str, generation: int, limit: int) -> Begun:
         times = (self._ttl, self._result_ttl)
-        with _errors():
-            answer = _begin(self._client, self._keys(run), address, slot, generation, limit, *times)
+        with _errors:
+            answer = self._call(_begin, run, address, slot, generation, limit, *times)
         return Begun(Verdict.RUN, answer) if isinstance(answer, bytes) else _VERDICTS[answer]
 
     def complete(
@@ -176,10 +179,10 @@ class RedisStore(ResultStore):
             for key, changed in changes.items()
             for part in (key, int(changed is not None), changed or b"")
         ]
-        with _errors(), _reading(run):
-            remaining, fresh, succeeded, report, settled, joined = _complete(
-                self._client,
-                self._keys(run),
+        with _errors, _reading(run):
+            remaining, fresh, succeeded, report, settled, joined = self._call(
+                _complete,
+                run,
                 *(address, slot, value, generation, token, int(job)),
                 *(self._ttl, self._result_ttl, self._channels(run)),
                 *(info, *step, *barrier, *flat),
@@ -207,7 +210,7 @@ class RedisStore(ResultStore):
         settles: Sequence[Settles] = (),
     ) -> Failed:
         flat = [part for s in settles for part in (s.step, s.member, s.width, int(s.loud))]
-        with _errors():
+        with _errors:
             recorded, died, *told = _fail(
                 self._client,
                 self._keys(run),
@@ -223,21 +226,21 @@ class RedisStore(ResultStore):
     def values(self, run: str, slots: Sequence[str]) -> list[bytes | MissingType]:
         if not slots:
             return []
-        with _errors():
+        with _errors:
             found = self._client.hmget(self._keys(run)[2], list(slots))
         return [Missing if value is None else value for value in found]
 
     def hold(self, run: str, address: str, held: bytes) -> None:
-        with _errors():
+        with _errors:
             _hold(self._client, self._keys(run), address, held, self._ttl, self._result_ttl)
 
     def take(self, run: str, key: str, lane: str, after: int, generation: int) -> int:
         times = (self._ttl, self._result_ttl)
-        with _errors():
+        with _errors:
             return int(_take(self._client, self._keys(run), key, lane, after, generation, *times))
 
     def data(self, run: str) -> dict[str, bytes] | None:
-        with _errors(), _reading(run):
+        with _errors, _reading(run):
             keys = self._keys(run)
             found = self._client.hgetall(keys[5])
             if not found and not self._client.exists(keys[0]):
@@ -245,7 +248,7 @@ class RedisStore(ResultStore):
             return {key.decode(): value for key, value in found.items()}
 
     def executions(self, run: str) -> dict[str, Execution]:
-        with _errors(), _reading(run):
+        with _errors, _reading(run):
             found = self._client.hgetall(self._keys(run)[4])
             return {address.decode(): _execution(value) for address, value in found.items()}
 
@@ -254,14 +257,14 @@ class RedisStore(ResultStore):
     ) -> bool:
         times = (self._ttl, self._result_ttl, self._channels(run))
         states = [state.value for state in sources]
-        with _errors():
+        with _errors:
             moved = _transition(
                 self._client, self._keys(run), target.value, generation, *times, *states
             )
         return bool(moved)
 
     def read(self, run: str) -> Record | None:
-        with _errors(), _reading(run):
+        with _errors, _reading(run):
             fields, marked = map(_pairs, _read(self._client, self._keys(run)))
             return _record(run, fields, marked) if fields else None
 
@@ -274,7 +277,7 @@ class RedisStore(ResultStore):
         name: str | None = None,
         tag: str | None = None,
     ) -> tuple[list[Summary], str]:
-        with _errors():
+        with _errors:
             upper, start = [*cursor.split(" ", 1), ""][:2] if cursor else ("+inf", "")
             runs = self._client.zrevrangebyscore(
                 self._index, upper, "-inf", start=0, num=count + 100, withscores=True
@@ -292,7 +295,7 @@ class RedisStore(ResultStore):
         return [each for each in found if each.matches(state, name, tag)], following
 
     def delete(self, run: str) -> bool:
-        with _errors():
+        with _errors:
             existed = _delete(self._client, self._keys(run), self._channels(run))
             self._client.zrem(self._index, run)
         return bool(existed)
@@ -300,12 +303,12 @@ class RedisStore(ResultStore):
     # --- made faster ------------------------------------------------------------------------
 
     def peek(self, run: str) -> tuple[State, int] | None:
-        with _errors(), _reading(run):
+        with _errors, _reading(run):
             name, generation = self._client.hmget(self._keys(run)[0], "state", "gen")
             return None if name is None else (_state(name), int(generation))
 
     def finished(self, run: str, slots: Sequence[str]) -> set[str]:
-        with _errors():
+        with _errors:
             pipe = self._client.pipeline(transaction=False)
             for slot in slots:
                 pipe.hexists(self._keys(run)[2], slot)
@@ -313,7 +316,7 @@ class RedisStore(ResultStore):
 
     def wait(self, run: str, timeout: float | None = None) -> State | None:
         deadline = None if timeout is None else time.monotonic() + timeout
-        with _errors(), self._client.pubsub(ignore_subscribe_messages=True) as channel:
+        with _errors, self._client.pubsub(ignore_subscribe_messages=True) as channel:
             channel.subscribe(f"{self._channels(run)}ended")
             channel.get_message(timeout=1.0)  # the subscription stands before the state is read
             while True:
@@ -328,7 +331,7 @@ class RedisStore(ResultStore):
             return await super().wait_async(run, timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         client = self._async_client()
-        with _errors(), _reading(run):
+        with _errors, _reading(run):
             async with client, client.pubsub(ignore_subscribe_messages=True) as channel:
                 await channel.subscribe(f"{self._channels(run)}ended")
                 await channel.get_message(timeout=1.0)
@@ -342,7 +345,7 @@ class RedisStore(ResultStore):
                     await asyncio.wait_for(channel.get_message(timeout=pause), pause + 5)
 
     def watch(self, run: str) -> Generator[bool, None, None]:
-        with _errors(), self._client.pubsub(ignore_subscribe_messages=True) as channel:
+        with _errors, self._client.pubsub(ignore_subscribe_messages=True) as channel:
             channel.subscribe(f"{self._channels(run)}changed")
             channel.get_message(timeout=1.0)
             changed, looked = True, time.monotonic()
@@ -360,7 +363,7 @@ class RedisStore(ResultStore):
             async for changed in super().watch_async(run):
                 yield changed
             return
-        with _errors():
+        with _errors:
             client = self._async_client()
             async with client, client.pubsub(ignore_subscribe_messages=True) as channel:
                 await channel.subscribe(f"{self._channels(run)}changed")
@@ -377,7 +380,7 @@ class RedisStore(ResultStore):
 
     def check(self) -> list[str]:
         try:
-            with _errors():
+            with _errors:
                 # Managed servers allow INFO where they refuse CONFIG.
                 policy = self._client.info("memory").get("maxmemory_policy", "noeviction")
         except (CorruptRecord, StoreUnavailable):
@@ -392,6 +395,7 @@ class RedisStore(ResultStore):
 
     def close(self) -> None:
         client, self._own = self._own, None
+        self._kept.clear()
         if client is not None:
             client.close()
 
@@ -404,6 +408,32 @@ class RedisStore(ResultStore):
         if client is None:
             client = self._own = _connect(self.url)
         return client
+
+    def _call(self, script: _Script, run: str, *args: Any) -> Any:
+        """Call *script*, one of the two of every job, on a connection that is kept for them.
+
+        A pool looks at a connection whenever it lends it: a quarter of what such a call takes.
+        """
+        if self._kept_by != os.getpid():
+            self._kept, self._kept_by = [], os.getpid()
+        try:
+            client = self._kept.pop()
+        except IndexError:  # there is none yet, or another thread has it
+            client = None
+        if client is None:
+            client = self._lasting()
+        # An exception leaves the connection to the pool: it may be out of step.
+        answer = script(client, self._keys(run), *args)
+        if not self._kept:
+            self._kept.append(client)
+        return answer
+
+    def _lasting(self) -> Any:
+        """A client that holds one connection of the pool, unless those are counted."""
+        client = self._client
+        if not isinstance(client, redis.Redis) or self._given or "max_connections=" in self.url:
+            return client
+        return redis.Redis(connection_pool=client.connection_pool, single_connection_client=True)
 
     def _async_client(self) -> Any:
         _, url, kwargs = _connection(self.url)
@@ -539,20 +569,24 @@ _NOT_NOW_TYPES = (
 )
 
 
-@contextmanager
-def _errors() -> Iterator[None]:
+class _Errors:
     """redis-py's exceptions as ours."""
-    try:
-        yield
-    except StoreUnavailable:
-        raise
-    except ResponseError as exc:
-        text = str(exc)
-        if type(exc).__name__ in _NOT_NOW_TYPES or _NOT_NOW.search(text):
-            raise StoreUnavailable(f"Redis does not do what it is asked: {text}") from exc
-        raise CorruptRecord(f"Redis refused a command: {text}") from exc
-    except (RedisError, RedisClusterException, OSError, asyncio.TimeoutError) as exc:
-        raise StoreUnavailable(f"Redis cannot be reached: {exc}") from exc
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, exc: BaseException | None, traceback: Any) -> None:
+        if exc is None or isinstance(exc, StoreUnavailable):
+            return
+        if isinstance(exc, ResponseError):
+            text = str(exc)
+            if type(exc).__name__ in _NOT_NOW_TYPES or _NOT_NOW.search(text):
+                raise StoreUnavailable(f"Redis does not do what it is asked: {text}") from exc
+            raise CorruptRecord(f"Redis refused a command: {text}") from exc
+        if isinstance(exc, (RedisError, RedisClusterException, OSError, asyncio.TimeoutError)):
+            raise StoreUnavailable(f"Redis cannot be reached: {exc}") from exc
+
+
+_errors = _Errors()
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import shutil
+import signal
 import subprocess
 import time
 import uuid
@@ -306,6 +308,57 @@ def test_a_server_that_has_forgotten_the_scripts(redis_url: str) -> None:
 
 def test_options_that_would_change_what_is_read(redis_url: str) -> None:
     tour(RedisStore(f"{redis_url}?decode_responses=True", GUEST))
+
+
+# --- the connection that is kept for jobs -------------------------------------------------------
+
+
+def work(store: RedisStore, run: str, first: int) -> None:
+    """Fifty jobs; every call gets the answer to what it has asked."""
+    for number in map(str, range(first, first + 50)):
+        assert store.begin(run, number, number, 0, 5) == Begun(Verdict.RUN)
+        assert store.complete(run, number, number, b"1", generation=0, token="t").fresh
+        assert store.begin(run, number, number, 0, 5) == Begun(Verdict.DONE)
+
+
+def test_processes_do_not_share_it(redis_url: str) -> None:
+    run, store = f"r-{uuid.uuid4()}", RedisStore(redis_url, GUEST)
+    store.create(run, b"", {}, 150)
+    work(store, run, 0)
+    child = multiprocessing.get_context("fork").Process(target=work, args=(store, run, 50))
+    child.start()
+    work(store, run, 100)
+    child.join(30)
+    assert child.exitcode == 0
+    assert store.wait(run, 0) is State.SUCCEEDED
+    store.delete(run)
+    store.close()
+
+
+def test_a_call_that_is_interrupted_does_not_answer_the_next(start_redis: Start) -> None:
+    # As soft time limits do: an exception out of a signal handler.
+    def interrupt(*_: Any) -> NoReturn:
+        raise InterruptedError
+
+    server = start_redis()
+    store = RedisStore(server.url)
+    store.create("r", b"", {}, 150)
+    work(store, "r", 0)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        server.client.execute_command("CLIENT", "PAUSE", 400)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises((InterruptedError, StoreUnavailable)):
+            store.begin("r", "50", "50", 0, 5)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    work(store, "r", 50)
+    store.close()
+
+
+def test_it_is_not_kept_where_connections_are_counted(redis_url: str) -> None:
+    # Waiting takes both of them.
+    tour(RedisStore(f"{redis_url}?max_connections=2", GUEST))
 
 
 # --- keys ----------------------------------------------------------------------------------------
