@@ -77,14 +77,12 @@ def go_past(app: Celery, request: Any, run: str, join: Join) -> None:
     Raises:
         MissingResult: the run is gone.
     """
-    behind = join["behind"]
+    behind = join.behind
     if behind is None:
         store = runtime(app).store
-        page = store.patiently(store.page, run, behind_page(join))
+        page = store.patiently(store.page, run, behind_page(join.barrier))
         if page is Missing:
-            raise MissingResult(
-                f"what follows {join['barrier']} in run {run} is gone, as the run is"
-            )
+            raise MissingResult(f"what follows {join.barrier} in run {run} is gone, as the run is")
         behind = kombu_json.loads(page)
     request.chain = list(behind["next"])
     if place := behind["place"]:
@@ -166,7 +164,7 @@ class _Messages:
             task.options.setdefault("task_id", uuid())
         ends = [_last(branch) for branch in branches]
         if barrier := _barrier(ends):
-            join = self.join(barrier, ends, following)
+            join = self.join(barrier, ends, following).to_list()
             for end in ends:
                 header = {**end.options["headers"][NAME], "join": join}
                 end.options["headers"] = {**end.options["headers"], NAME: header}
@@ -182,13 +180,12 @@ class _Messages:
     def join(self, barrier: str, ends: list[Signature], following: list[Signature]) -> Join:
         place = _place(following[0]) if len(following) == 1 else {}
         behind = Behind(next=[] if place else following[::-1], place=place)
-        join = Join(barrier=barrier, width=len(ends), behind=behind)
         if len(ends) >= MANY:
             run, store = ends[0].options["headers"][NAME]["run"], runtime(self.app).store
             page = kombu_json.dumps(behind).encode()
-            if store.patiently(store.add_page, run, behind_page(join), page):
-                join["behind"] = None
-        return join
+            if store.patiently(store.add_page, run, behind_page(barrier), page):
+                return Join(barrier, len(ends))
+        return Join(barrier, len(ends), behind)
 
     def send(self) -> None:
         with self.app.producer_or_acquire() as producer:
@@ -212,6 +209,7 @@ class _Messages:
 def _publish(app: Celery, signature: Signature, options: dict[str, Any]) -> None:
     task = app.tasks.get(signature.task)
     args, kwargs = signature.args, signature.kwargs
+    options = {**options, "result_cls": compat.Unread}
     if task is not None and hasattr(task, "job_options"):
         options = task.job_options(options)
     if task is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from .pages import CloseItem, JobItem, close_slot
 from .stores.base import Joins, Settles
@@ -27,7 +27,7 @@ class Behind(TypedDict):
     place: dict[str, Any]
 
 
-class Join(TypedDict):
+class Join(NamedTuple):
     """A barrier of ``width`` jobs, which the store counts.
 
     ``behind`` is None if it is in a page of the run (see `behind_page`), so that not every message
@@ -36,12 +36,16 @@ class Join(TypedDict):
 
     barrier: str
     width: int
-    behind: Behind | None
+    behind: Behind | None = None
+
+    def to_list(self) -> list[Any]:
+        """Short, for the message."""
+        return [self.barrier, self.width, *([self.behind] if self.behind else [])]
 
 
-def behind_page(join: Join) -> str:
+def behind_page(barrier: str) -> str:
     """The key of the page with what is behind a barrier."""
-    return f"behind {join['barrier']}"
+    return f"behind {barrier}"
 
 
 class Lane(TypedDict):
@@ -106,7 +110,9 @@ class Header:
         for name in ("prepend", "close", "late"):
             if value := getattr(self, name):
                 data[name] = int(value)
-        for name in ("join", "lane", "task", "expires"):
+        if self.join:
+            data["join"] = self.join.to_list()
+        for name in ("lane", "task", "expires"):
             if value := getattr(self, name):
                 data[name] = value
         if self.context:
@@ -116,7 +122,7 @@ class Header:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Header:
         """The header that `to_dict` wrote."""
-        at = data["at"]
+        at, join = data["at"], data.get("join")
         return cls(
             data["run"],
             int(data["gen"]),
@@ -126,7 +132,7 @@ class Header:
             data.get("step", ""),
             bool(data.get("prepend")),
             bool(data.get("close")),
-            data.get("join"),
+            Join(*join) if join else None,
             data.get("lane"),
             data.get("task", ""),
             data.get("expires", 0.0),
@@ -162,7 +168,7 @@ class Header:
 
     def joins(self) -> Joins | None:
         """The barrier that this job, by completing, is counted in."""
-        return Joins(self.join["barrier"], self.join["width"]) if self.join else None
+        return Joins(self.join.barrier, self.join.width) if self.join else None
 
     def settled_by_completion(self, *, alone: bool) -> Settles | None:
         """The step of which this job, by completing, completes a member.
