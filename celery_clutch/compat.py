@@ -75,7 +75,7 @@ class Unread:
     forgotten by the backend again, takes a fifteenth of the time that sending takes.)"""
 
     def __init__(self, task_id: str) -> None:
-        """As the constructor of AsyncResult."""
+        self.id = task_id  # for who has wrapped send_task
 
 
 def batch(producer: Any, size: int) -> AbstractContextManager[Any]:

@@ -209,13 +209,12 @@ class _Messages:
 def _publish(app: Celery, signature: Signature, options: dict[str, Any]) -> None:
     task = app.tasks.get(signature.task)
     args, kwargs = signature.args, signature.kwargs
-    options = {**options, "result_cls": compat.Unread}
     if task is not None and hasattr(task, "job_options"):
         options = task.job_options(options)
     if task is None:
         app.send_task(signature.task, args, kwargs, **options)
     elif compat.sends_as_usual(task):
-        compat.send_unchecked(task, args, kwargs, options)
+        compat.send_unchecked(task, args, kwargs, {**options, "result_cls": compat.Unread})
     else:
         task.apply_async(args, kwargs, **options)
 

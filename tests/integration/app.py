@@ -33,6 +33,7 @@ import celery
 import redis
 from celery import Celery, shared_task, signals
 from celery.exceptions import Ignore, Reject
+from celery.result import AsyncResult
 from celery.worker import state as worker_state
 from celery.worker.control import inspect_command
 
@@ -234,6 +235,25 @@ def request(self: Any) -> dict[str, Any]:
         "shop": getattr(info, "shop", None),
         "at": time.time(),
     }
+
+
+class SendsItself(ClutchTask):
+    """With a header of its own, and it needs the result that sending returns."""
+
+    abstract = True
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        headers = {**(options.pop("headers", None) or {}), "shop": "Trier"}
+        sent = super().apply_async(args, kwargs, headers=headers, **options)
+        assert isinstance(sent, AsyncResult), sent
+        return sent
+
+
+@shared_task(name="it.sends_itself", bind=True, base=SendsItself)
+def sends_itself(self: Any) -> str:
+    """Return the header."""
+    shop: str = self.request.shop
+    return shop
 
 
 @shared_task(name="it.where", bind=True)

@@ -18,6 +18,7 @@ from .app import (
     request,
     retry,
     seen,
+    sends_itself,
     value,
     where,
 )
@@ -64,6 +65,14 @@ def test_countdown_is_kept(lab: Lab, place: str) -> None:
     run = build(request.s().set(countdown=0.3)).engage()
     assert lab.finish(run) is State.SUCCEEDED
     assert run.results(at)["eta"]
+
+
+@everywhere
+def test_a_task_that_sends_itself_is_asked_to(lab: Lab, place: str) -> None:
+    build, at = PLACES[place]
+    run = build(sends_itself.s()).engage()
+    assert lab.finish(run) is State.SUCCEEDED
+    assert run.results(at) == "Trier"
 
 
 @everywhere
