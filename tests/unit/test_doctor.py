@@ -10,7 +10,7 @@ from typing import Any
 
 import celery
 import pytest
-from celery import Celery
+from celery import Celery, _state
 
 from celery_clutch import ClutchTask, doctor
 from celery_clutch.doctor import Finding, Severity
@@ -85,7 +85,8 @@ def test_tasks_that_are_no_clutch_tasks(app: Celery) -> None:
     assert f" of {len(before) + 2} tasks are no ClutchTasks: a.plain" in found.what
 
 
-def test_an_app_without_task_cls() -> None:
+def test_an_app_without_task_cls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_state, "_on_app_finalizers", set())  # no tasks shared by other tests
     app = App("doctor", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.clutch_store = "memory://"
     app.task(name="plain")(nothing)
