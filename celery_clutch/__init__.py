@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import launch as _launch
 from . import sweep as _sweep
-from . import tasks as _tasks
-from .builder import Clutch, parallel, series
+from .build import launch as _launch
+from .build.clutch import Clutch, parallel, series
+from .build.sequence import Sequence
 from .errors import ClutchError
-from .hookspecs import hookimpl
-from .result import ClutchResult
-from .sequence import Sequence
-from .status import Failure, Progress, State, Status
+from .extend.hookspecs import hookimpl
+from .handle.result import ClutchResult
+from .model.status import Failure, Progress, State, Status
+from .runtime import internal as _internal
+from .runtime.task import ClutchTask, previous_results
 from .stores.base import ResultStore
-from .task import ClutchTask, previous_results
 
 __all__ = [
     "Clutch",
@@ -33,7 +33,7 @@ __all__ = [
     "series",
 ]
 
-del _launch, _sweep, _tasks  # imported to register the internal tasks
+del _internal, _launch, _sweep  # imported to register the internal tasks
 
 
 def __getattr__(name: str) -> Any:

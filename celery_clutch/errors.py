@@ -42,7 +42,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .status import Failure
+    from .model.status import Failure
 
 
 class ClutchError(Exception):

@@ -29,7 +29,7 @@ from kombu.exceptions import OperationalError
 
 from celery_clutch import Clutch, ClutchError, ClutchResult, Failure, State
 from celery_clutch.errors import MissingResult, RunNotFound
-from celery_clutch.plan import Job, Node, Parallel, children, join
+from celery_clutch.model.plan import Job, Node, Parallel, children, join
 
 QUEUE = "celery-clutch-quickstart"
 TIMEOUT = 60.0

@@ -29,7 +29,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from ..errors import StoreUnavailable
-from ..status import State
+from ..model.status import State
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import AlreadyEngaged
-from ..status import State
+from ..model.status import State
 from .base import (
     ENDED,
     NOTHING,

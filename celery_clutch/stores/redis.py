@@ -30,7 +30,7 @@ from ..errors import (
     MissingExtra,
     StoreUnavailable,
 )
-from ..status import State
+from ..model.status import State
 from .base import (
     ENDED,
     NOTHING,

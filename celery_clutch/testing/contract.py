@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ..errors import AlreadyEngaged, MissingExtra, StoreUnavailable
-from ..status import State
+from ..model.status import State
 from ..stores.base import (
     ENDED,
     Begun,

@@ -19,7 +19,7 @@ from kombu import pools
 from kombu.transport import memory, virtual
 
 from ..errors import ClutchError, ConfigurationError
-from ..plugins import forget_runtime
+from ..extend.plugins import forget_runtime
 
 logger = logging.getLogger(__name__)
 

@@ -48,7 +48,7 @@ from bench_app import (  # noqa: E402
 from celery import chain, chord, group  # noqa: E402
 
 from celery_clutch import Clutch, ClutchResult, parallel, series  # noqa: E402
-from celery_clutch.plugins import runtime  # noqa: E402
+from celery_clutch.extend.plugins import runtime  # noqa: E402
 
 server = redis.Redis.from_url(URL, socket_timeout=None)
 Sender = Callable[[str], Any]

@@ -34,8 +34,8 @@ from uuid import uuid4
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1])]
 
-from celery_clutch.plugins import Plugins  # noqa: E402
-from celery_clutch.settings import Settings  # noqa: E402
+from celery_clutch.extend.plugins import Plugins  # noqa: E402
+from celery_clutch.extend.settings import Settings  # noqa: E402
 from celery_clutch.stores.base import ResultStore, Settles, Verdict  # noqa: E402
 
 THREADS = 4

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_clutch import Clutch, ClutchTask, events, hookspecs, parallel, previous_results
+from celery_clutch import Clutch, ClutchTask, parallel, previous_results
 from celery_clutch.errors import AlreadyEngaged, ConfigurationError, CorruptRecord, MissingExtra
-from celery_clutch.plugins import Plugins, forget_runtime
-from celery_clutch.settings import Settings
+from celery_clutch.extend import hookspecs
+from celery_clutch.extend.plugins import Plugins, forget_runtime
+from celery_clutch.extend.settings import Settings
+from celery_clutch.model import events
 from celery_clutch.stores.base import ResultStore
 from celery_clutch.testing import StoreContract
 

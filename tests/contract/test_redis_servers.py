@@ -18,9 +18,9 @@ import pytest
 import redis
 
 from celery_clutch.errors import CorruptRecord, StoreUnavailable
-from celery_clutch.plugins import Plugins
-from celery_clutch.settings import Settings
-from celery_clutch.status import State
+from celery_clutch.extend.plugins import Plugins
+from celery_clutch.extend.settings import Settings
+from celery_clutch.model.status import State
 from celery_clutch.stores.base import Begun, Failed, Missing, Settles, StoreOptions, Verdict
 from celery_clutch.stores.redis import RedisStore
 

@@ -21,7 +21,8 @@ from celery import Celery, _state
 from celery.bin.celery import celery
 from click.testing import CliRunner
 
-from celery_clutch import settings, signals
+from celery_clutch import signals
+from celery_clutch.extend import settings
 from celery_clutch.testing import embedded
 
 from .conftest import ROOT, Block

@@ -37,8 +37,8 @@ from celery.result import AsyncResult
 from celery.worker import state as worker_state
 from celery.worker.control import inspect_command
 
+import celery_clutch.runtime.task
 import celery_clutch.signals
-import celery_clutch.task
 from celery_clutch import (
     Clutch,
     ClutchResult,
@@ -48,7 +48,7 @@ from celery_clutch import (
     parallel,
     previous_results,
 )
-from celery_clutch.plugins import runtime
+from celery_clutch.extend.plugins import runtime
 
 FLAG_PATIENCE = 60
 """Seconds for which a job waits for a flag before it fails."""
@@ -744,4 +744,4 @@ if app.conf.get("clutch_it_observe"):
 if app.conf.get("clutch_it_patience"):
     # Nobody wants to wait for minutes for what happens when a store is away for minutes.
     ResultStore.patience = app.conf.clutch_it_patience
-    celery_clutch.task.LATE_AFTER = app.conf.clutch_it_patience
+    celery_clutch.runtime.task.LATE_AFTER = app.conf.clutch_it_patience

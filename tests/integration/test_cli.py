@@ -43,7 +43,7 @@ def clutch(lab: Lab, *args: str, code: int = 0) -> str:
 
 def test_the_command_is_installed() -> None:
     (found,) = entry_points(group="celery.commands", name="clutch")
-    assert found.value == "celery_clutch.cli:clutch"
+    assert found.value == "celery_clutch.operate.cli:clutch"
 
 
 def test_from_engaged_to_forgotten(lab: Lab, gate: Gate, tag: str) -> None:

@@ -11,7 +11,8 @@ import pytest
 from celery.signals import before_task_publish
 from kombu.exceptions import OperationalError
 
-from celery_clutch import Clutch, ClutchResult, State, compat, parallel, series
+from celery_clutch import Clutch, ClutchResult, State, parallel, series
+from celery_clutch.compile import compat
 from celery_clutch.errors import (
     ChordUnsupported,
     ClutchTimeout,

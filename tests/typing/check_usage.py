@@ -27,7 +27,7 @@ from celery_clutch import (
     signals,
 )
 from celery_clutch.errors import ClutchFailed, ClutchTimeout
-from celery_clutch.events import Finished, JobFailed
+from celery_clutch.model.events import Finished, JobFailed
 from celery_clutch.stores.base import StoreOptions
 
 app: Any = Celery("shop", task_cls="celery_clutch:ClutchTask")

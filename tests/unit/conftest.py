@@ -12,7 +12,7 @@ from celery import Celery
 from hypothesis import HealthCheck, settings
 
 from celery_clutch import ClutchTask
-from celery_clutch.plugins import forget_runtime
+from celery_clutch.extend.plugins import forget_runtime
 
 settings.register_profile(
     "unit",

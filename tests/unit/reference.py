@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from celery_clutch import pages, plan
-from celery_clutch.pages import CloseItem, Expand, Item, JobItem, Pages, ParallelItem
-from celery_clutch.plan import Job, Node, Parallel, Series
+from celery_clutch.compile import pages
+from celery_clutch.compile.pages import CloseItem, Expand, Item, JobItem, Pages, ParallelItem
+from celery_clutch.model import plan
+from celery_clutch.model.plan import Job, Node, Parallel, Series
 
 
 def value_of(address: str, previous: list[Any]) -> str:

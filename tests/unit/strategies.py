@@ -8,9 +8,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from celery_clutch import plan
-from celery_clutch.plan import Job, Node, Parallel, Scope, Series
-from celery_clutch.status import Failure, State, Status
+from celery_clutch.model import plan
+from celery_clutch.model.plan import Job, Node, Parallel, Scope, Series
+from celery_clutch.model.status import Failure, State, Status
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 words = st.text(string.ascii_lowercase, min_size=1, max_size=6)

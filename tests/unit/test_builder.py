@@ -21,8 +21,8 @@ from celery_clutch.errors import (
     NonJSONArgument,
     PlanTooDeep,
 )
-from celery_clutch.plan import MAX_DEPTH, Job, Node, Parallel, Scope, Series, children
-from celery_clutch.plugins import runtime
+from celery_clutch.extend.plugins import runtime
+from celery_clutch.model.plan import MAX_DEPTH, Job, Node, Parallel, Scope, Series, children
 
 from .conftest import make_app
 

@@ -13,13 +13,15 @@ from celery.canvas import Signature
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_clutch import Clutch, ClutchTask, canvas, compat, pages, parallel, plan, series
-from celery_clutch.canvas import Compiler, prepare
+from celery_clutch import Clutch, ClutchTask, parallel, series
+from celery_clutch.compile import canvas, compat, pages
+from celery_clutch.compile.canvas import Compiler, prepare
+from celery_clutch.compile.header import NAME, Header
+from celery_clutch.compile.pages import CloseItem, Expand, JobItem
 from celery_clutch.errors import ChordUnsupported
-from celery_clutch.header import NAME, Header
-from celery_clutch.pages import CloseItem, Expand, JobItem
-from celery_clutch.plan import Job, Scope, Series
-from celery_clutch.plugins import runtime
+from celery_clutch.extend.plugins import runtime
+from celery_clutch.model import plan
+from celery_clutch.model.plan import Job, Scope, Series
 
 from .conftest import make_app
 from .reference import flat

@@ -14,9 +14,11 @@ import pytest
 from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
-from celery_clutch import Clutch, ClutchResult, ClutchTask, State, canvas, cli, parallel
+from celery_clutch import Clutch, ClutchResult, ClutchTask, State, parallel
+from celery_clutch.compile import canvas
 from celery_clutch.errors import ClutchFailed
-from celery_clutch.plugins import runtime
+from celery_clutch.extend.plugins import runtime
+from celery_clutch.operate import cli
 from celery_clutch.testing import embedded
 
 from .conftest import App

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.utils import json as kombu_json
 
-from celery_clutch import codec
 from celery_clutch.errors import CorruptRecord, NonJSONArgument, NonJSONResult, ResultTooLarge
+from celery_clutch.model import codec
 
 from .strategies import json_leaves, json_values, nested, texts
 

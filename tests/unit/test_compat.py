@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from celery import Celery, Task, chain, chord, group
 
-from celery_clutch import compat
+from celery_clutch.compile import compat
 
 
 def app_with(backend: str | None) -> Celery:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_clutch.data import Data, difference
 from celery_clutch.errors import NonJSONData, ResultTooLarge
+from celery_clutch.model.data import Data, difference
 
 JSON = st.recursive(
     st.none()

@@ -12,9 +12,10 @@ import celery
 import pytest
 from celery import Celery, _state
 
-from celery_clutch import ClutchTask, doctor
-from celery_clutch.doctor import Finding, Severity
-from celery_clutch.plugins import runtime
+from celery_clutch import ClutchTask
+from celery_clutch.extend.plugins import runtime
+from celery_clutch.operate import doctor
+from celery_clutch.operate.doctor import Finding, Severity
 from celery_clutch.stores.base import Record
 from celery_clutch.stores.memory import MemoryStore
 from celery_clutch.testing import embedded

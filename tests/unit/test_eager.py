@@ -21,7 +21,6 @@ from celery_clutch import (
     ClutchTask,
     State,
     parallel,
-    plan,
     previous_results,
     series,
 )
@@ -35,8 +34,9 @@ from celery_clutch.errors import (
     ResultTooLarge,
     RunNotFound,
 )
-from celery_clutch.plan import Job, Node, Parallel, Scope, Series
-from celery_clutch.plugins import forget_runtime
+from celery_clutch.extend.plugins import forget_runtime
+from celery_clutch.model import plan
+from celery_clutch.model.plan import Job, Node, Parallel, Scope, Series
 
 from .conftest import make_app
 from .reference import enclosing, evaluate, reporter, value_of

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_clutch import graph, plan
-from celery_clutch.plan import Job
+from celery_clutch.model import graph, plan
+from celery_clutch.model.plan import Job
 
 from . import strategies
 

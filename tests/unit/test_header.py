@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_clutch import plan
-from celery_clutch.header import NAME, Header
-from celery_clutch.pages import CloseItem, JobItem, paginate
-from celery_clutch.plan import Job, Parallel, Scope, Series
+from celery_clutch.compile.header import NAME, Header
+from celery_clutch.compile.pages import CloseItem, JobItem, paginate
+from celery_clutch.model import plan
+from celery_clutch.model.plan import Job, Parallel, Scope, Series
 from celery_clutch.stores.base import Settles
 
 from .reference import all_items, enclosing, reporter

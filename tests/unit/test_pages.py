@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_clutch import pages, plan
-from celery_clutch.errors import CorruptRecord
-from celery_clutch.pages import (
+from celery_clutch.compile import pages
+from celery_clutch.compile.pages import (
     ROOT,
     CloseItem,
     Expand,
@@ -23,7 +22,9 @@ from celery_clutch.pages import (
     expand_slots,
     paginate,
 )
-from celery_clutch.plan import Job, Parallel, Scope, Series
+from celery_clutch.errors import CorruptRecord
+from celery_clutch.model import plan
+from celery_clutch.model.plan import Job, Parallel, Scope, Series
 
 from .reference import all_items, evaluate, flat, follow
 from .strategies import jobs, plans

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_clutch import plan
 from celery_clutch.errors import CorruptRecord, NonJSONArgument, PlanTooDeep
-from celery_clutch.plan import MAX_DEPTH, Job, Node, Parallel, Scope, Series
+from celery_clutch.model import plan
+from celery_clutch.model.plan import MAX_DEPTH, Job, Node, Parallel, Scope, Series
 
 from .strategies import full_scopes, jobs, plans, scopes
 

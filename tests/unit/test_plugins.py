@@ -13,10 +13,11 @@ import pluggy
 import pytest
 from celery import Celery
 
-from celery_clutch import hookimpl, hookspecs
+from celery_clutch import hookimpl
 from celery_clutch.errors import MissingExtra, NoStore, PluginError, UnknownStore
-from celery_clutch.plugins import Plugins, forget_runtime, runtime
-from celery_clutch.settings import REDIS_SCHEMES, Settings
+from celery_clutch.extend import hookspecs
+from celery_clutch.extend.plugins import Plugins, forget_runtime, runtime
+from celery_clutch.extend.settings import REDIS_SCHEMES, Settings
 from celery_clutch.stores.base import StoreOptions
 from celery_clutch.stores.memory import MemoryStore
 
@@ -179,8 +180,8 @@ def test_a_missing_client_library_says_what_to_install() -> None:
     out = python(
         "import sys; sys.modules['redis'] = None\n"
         "from celery_clutch.errors import MissingExtra\n"
-        "from celery_clutch.plugins import Plugins\n"
-        "from celery_clutch.settings import Settings\n"
+        "from celery_clutch.extend.plugins import Plugins\n"
+        "from celery_clutch.extend.settings import Settings\n"
         "Plugins([]).open(Settings('memory://'))\n"
         "try: Plugins([]).open(Settings('redis://'))\n"
         "except MissingExtra as exc: print(exc)\n"
@@ -191,7 +192,7 @@ def test_a_missing_client_library_says_what_to_install() -> None:
 
 def test_client_libraries_are_imported_when_a_store_is_opened() -> None:
     out = python(
-        "import sys; from celery_clutch.plugins import Plugins; Plugins([]).stores()\n"
+        "import sys; from celery_clutch.extend.plugins import Plugins; Plugins([]).stores()\n"
         "print('redis' in sys.modules)\n"
     )
     assert out.strip() == "False"

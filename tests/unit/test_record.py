@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_clutch import Failure, State, record
+from celery_clutch import Failure, State
+from celery_clutch.compile import record
+from celery_clutch.compile.header import Header
+from celery_clutch.compile.record import Held, Meta, Parent
 from celery_clutch.errors import CorruptRecord
-from celery_clutch.header import Header
-from celery_clutch.plan import Scope
-from celery_clutch.record import Held, Meta, Parent
+from celery_clutch.model.plan import Scope
 from celery_clutch.stores.base import Record
 
 from .strategies import scopes, texts, words

@@ -20,9 +20,10 @@ from celery_clutch import (
     series,
     signals,
 )
+from celery_clutch.compile.record import Held
 from celery_clutch.errors import BuildError, ClutchExpired, ClutchTimeout, InvalidStep
-from celery_clutch.plugins import runtime
-from celery_clutch.record import Held
+from celery_clutch.extend import observers
+from celery_clutch.extend.plugins import runtime
 from celery_clutch.sweep import sweep
 from celery_clutch.testing import embedded
 
@@ -272,7 +273,7 @@ def test_observers(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_nothing_is_made_where_nobody_listens(shop: Shop) -> None:
-    signals.emit(runtime(shop.app), signals.clutch_finished, lambda: pytest.fail("made"))
+    observers.emit(runtime(shop.app), signals.clutch_finished, lambda: pytest.fail("made"))
 
 
 def test_awatch_and_a_watch_that_is_too_long(shop: Shop) -> None:

@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 
 from celery_clutch.errors import ConfigurationError, NoStore
-from celery_clutch.settings import REDIS_SCHEMES, Settings
+from celery_clutch.extend.settings import REDIS_SCHEMES, Settings
 
 
 def settings(broker: Any = None, backend: Any = None, **conf: Any) -> Settings:

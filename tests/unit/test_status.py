@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 
 from celery_clutch import Failure, Progress, State, Status
-from celery_clutch.status import isoformat
+from celery_clutch.model.status import isoformat
 
 from .strategies import failures, statuses
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from celery_clutch.errors import StoreUnavailable
-from celery_clutch.status import State
+from celery_clutch.model.status import State
 from celery_clutch.stores.base import Missing, ResultStore
 from celery_clutch.stores.memory import MemoryStore
 from celery_clutch.testing import StoreContract

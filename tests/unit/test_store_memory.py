@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from celery_clutch.plugins import Plugins
-from celery_clutch.settings import Settings
-from celery_clutch.status import State
+from celery_clutch.extend.plugins import Plugins
+from celery_clutch.extend.settings import Settings
+from celery_clutch.model.status import State
 from celery_clutch.stores.base import StoreOptions
 from celery_clutch.stores.memory import MemoryStore
 

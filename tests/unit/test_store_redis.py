@@ -7,8 +7,8 @@ import time
 import pytest
 
 from celery_clutch.errors import ConfigurationError, StoreUnavailable
-from celery_clutch.plugins import Plugins
-from celery_clutch.settings import REDIS_SCHEMES, Settings
+from celery_clutch.extend.plugins import Plugins
+from celery_clutch.extend.settings import REDIS_SCHEMES, Settings
 from celery_clutch.stores.base import StoreOptions
 from celery_clutch.stores.redis import RedisStore
 

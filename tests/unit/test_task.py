@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_clutch import Clutch, ClutchTask, previous_results
-from celery_clutch.notify import describe
-from celery_clutch.task import current_attempt
+from celery_clutch.runtime.handlers import describe
+from celery_clutch.runtime.task import current_attempt
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ from typing import Any
 import orjson
 import pytest
 
-from celery_clutch import graph, plan, tree
-from celery_clutch.plan import Job
-from celery_clutch.record import Held, Meta
-from celery_clutch.status import Failure, State
+from celery_clutch.compile.record import Held, Meta
+from celery_clutch.handle import tree
+from celery_clutch.model import graph, plan
+from celery_clutch.model.plan import Job
+from celery_clutch.model.status import Failure, State
 from celery_clutch.stores.base import Execution, Record
 
 PLAN = plan.series(

@@ -24,9 +24,9 @@ from django.utils.text import Truncator
 from kombu.exceptions import KombuError, OperationalError
 
 from celery_clutch import ClutchError, ClutchResult, State
-from celery_clutch.plugins import runtime
-from celery_clutch.record import held_runs
-from celery_clutch.tree import Node, build, duration, progress
+from celery_clutch.compile.record import held_runs
+from celery_clutch.extend.plugins import runtime
+from celery_clutch.handle.tree import Node, build, duration, progress
 
 from .celery_app import celery_app
 from .models import Run, Tag

@@ -6,7 +6,8 @@ from typing import Any
 
 from django.db import transaction
 
-from celery_clutch import Clutch, ClutchResult, Sequence, canvas
+from celery_clutch import Clutch, ClutchResult, Sequence
+from celery_clutch.compile import canvas
 from celery_clutch.errors import InvalidParent
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery import shared_task
 
-from celery_clutch.plugins import runtime
+from celery_clutch.extend.plugins import runtime
 
 from .celery_app import celery_app
 

@@ -181,7 +181,7 @@ def store(alias: str) -> Iterator[Any]:
     """The store of the app in shop.py; its runs are deleted after the test."""
     from shop import app
 
-    from celery_clutch.plugins import forget_runtime, runtime
+    from celery_clutch.extend.plugins import forget_runtime, runtime
 
     app.conf.clutch_store = f"django://{alias}"
     found = runtime(app).store

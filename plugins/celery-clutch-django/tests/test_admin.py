@@ -187,7 +187,7 @@ def test_many_steps_collapse_too(browser: Callable[..., Client], alias: str) -> 
 def test_a_nested_run_and_its_parent(
     browser: Callable[..., Client], store: Any, alias: str
 ) -> None:
-    from celery_clutch.record import Held
+    from celery_clutch.compile.record import Held
 
     outer = Clutch(shop.fetch.s("a"), name="outer").engage()
     inner = Clutch(shop.fetch.s("a"), name="inner").engage()

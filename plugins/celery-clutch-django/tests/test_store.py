@@ -22,8 +22,8 @@ from shop import app
 
 from celery_clutch import State
 from celery_clutch.errors import AlreadyEngaged, ConfigurationError, StoreUnavailable, UnknownStore
-from celery_clutch.plugins import Plugins, forget_runtime, runtime
-from celery_clutch.settings import Settings
+from celery_clutch.extend.plugins import Plugins, forget_runtime, runtime
+from celery_clutch.extend.settings import Settings
 from celery_clutch.stores.base import Joins, Settles, StoreOptions, Verdict
 
 

@@ -15,7 +15,7 @@ import redis
 from django.db import connections
 
 from celery_clutch import Clutch, State, parallel, series
-from celery_clutch.plugins import forget_runtime, runtime
+from celery_clutch.extend.plugins import forget_runtime, runtime
 
 pytestmark = pytest.mark.integration
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import current_task, signals
 from celery_clutch import State, hookimpl
-from celery_clutch.events import Engaged, Finished, JobFailed, JobFinished, JobStarted
+from celery_clutch.model.events import Engaged, Finished, JobFailed, JobFinished, JobStarted
 from opentelemetry import context, metrics, propagate, trace
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.util.types import Attributes

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 from celery_clutch.errors import ClutchError, ConfigurationError, CorruptRecord, StoreUnavailable
-from celery_clutch.status import State
+from celery_clutch.model.status import State
 from celery_clutch.stores.base import ENDED, Settles
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError

@@ -22,7 +22,7 @@ from celery_clutch.errors import (
     CorruptRecord,
     StoreUnavailable,
 )
-from celery_clutch.status import State
+from celery_clutch.model.status import State
 from celery_clutch.stores.base import (
     NOTHING,
     Begun,

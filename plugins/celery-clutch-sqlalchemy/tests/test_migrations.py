@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from celery_clutch.errors import ConfigurationError
-from celery_clutch.status import State
+from celery_clutch.model.status import State
 from celery_clutch.stores.base import Begun, Joins, Settles, Verdict
 from databases import open_store, plain
 from sqlalchemy import inspect

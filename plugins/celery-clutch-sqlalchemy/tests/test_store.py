@@ -20,9 +20,9 @@ from celery_clutch.errors import (
     StoreUnavailable,
     UnknownStore,
 )
-from celery_clutch.plugins import Plugins, forget_runtime
-from celery_clutch.settings import Settings
-from celery_clutch.status import State
+from celery_clutch.extend.plugins import Plugins, forget_runtime
+from celery_clutch.extend.settings import Settings
+from celery_clutch.model.status import State
 from celery_clutch.stores.base import Joins, Missing, ResultStore, Settles, StoreOptions, Verdict
 from databases import SERVERS, open_store, plain, statements, until
 from sqlalchemy import Connection, make_url

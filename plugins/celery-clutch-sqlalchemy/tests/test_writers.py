@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from celery_clutch.status import State
+from celery_clutch.model.status import State
 from databases import open_store
 from writers import RUN, WIDTH, write_in_threads
 

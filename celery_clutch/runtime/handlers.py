@@ -15,14 +15,16 @@ from typing import Any
 import orjson
 from celery import Celery
 
-from . import canvas, dispatch, record, signals
-from .errors import NestedClutchFailed
-from .events import Finished, JobFailed, StepSettled
-from .header import Header
-from .plan import Scope
-from .plugins import runtime
-from .status import Failure, isoformat
-from .stores.base import ENDED, Record, Verdict
+from .. import signals
+from ..compile import canvas, publish, record
+from ..compile.header import Header
+from ..errors import NestedClutchFailed
+from ..extend import observers
+from ..extend.plugins import runtime
+from ..model.events import Finished, JobFailed, StepSettled
+from ..model.plan import Scope
+from ..model.status import Failure, isoformat
+from ..stores.base import ENDED, Record, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ def fail(app: Celery, header: Header, failure: Failure, token: str, *, loud: boo
         settles=header.settled_by_failure(loud=loud),
     )
     if done.recorded:
-        signals.emit(runtime(app), signals.clutch_job_failed, lambda: failed(header, failure))
+        observers.emit(runtime(app), signals.clutch_job_failed, lambda: failed(header, failure))
     for step in done.settled:
         settled(app, header, step, failed=True)
     for step in done.reports:
@@ -69,7 +71,7 @@ def _go_on(app: Celery, header: Header) -> None:
         try:
             begun = store.patiently(store.begin, header.run, mark, mark, header.generation, 1)
             if begun.verdict is Verdict.RUN:
-                dispatch.send(app, canvas.Compiler(app, here).lane(lane, counted=False))
+                publish.send(app, canvas.Compiler(app, here).lane(lane, counted=False))
         except Exception:
             logger.exception("a lane of %s in run %s stops here", lane["at"], header.run)
         lane = lane["outer"]
@@ -92,7 +94,7 @@ def failed(header: Header, failure: Failure) -> JobFailed:
 
 def settled(app: Celery, header: Header, step: str, *, failed: bool) -> None:
     """Tell observers that a step has settled."""
-    signals.emit(
+    observers.emit(
         runtime(app),
         signals.clutch_step_settled,
         lambda: StepSettled(
@@ -123,7 +125,7 @@ def finished(app: Celery, run: str) -> None:
             meta.context,
         )
 
-    signals.emit(runtime(app), signals.clutch_finished, make)
+    observers.emit(runtime(app), signals.clutch_finished, make)
 
 
 def _fail_parent(app: Celery, run: str, failure: Failure, token: str) -> None:

@@ -17,11 +17,11 @@ from celery.exceptions import Ignore
 from kombu.utils import json as kombu_json
 from kombu.utils.uuid import uuid
 
+from ..errors import MissingResult
+from ..extend.plugins import runtime
+from ..stores.base import Missing
 from . import compat
-from .errors import MissingResult
 from .header import NAME, Behind, Join, behind_page, completes
-from .plugins import runtime
-from .stores.base import Missing
 
 CLOSE = "celery_clutch.close"
 """The internal task that chords end in which have nothing else behind them."""

@@ -12,8 +12,8 @@ from typing import Any
 
 from orjson import Fragment
 
+from ..errors import CorruptRecord, PlanTooDeep
 from . import codec
-from .errors import CorruptRecord, PlanTooDeep
 
 MAX_DEPTH = 64
 """How deep series and parallels may nest.

@@ -8,12 +8,12 @@ from typing import Any
 
 import orjson
 
-from . import codec
-from .errors import CorruptRecord
+from ..errors import CorruptRecord
+from ..model import codec
+from ..model.plan import Scope, scope_to_json
+from ..model.status import Failure, Status, isoformat
+from ..stores.base import Record
 from .header import Header
-from .plan import Scope, scope_to_json
-from .status import Failure, Status, isoformat
-from .stores.base import Record
 
 
 @dataclass(frozen=True, slots=True)

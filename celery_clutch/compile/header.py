@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict
 
+from ..stores.base import Joins, Settles
 from .pages import CloseItem, JobItem, close_slot
-from .stores.base import Joins, Settles
 
 NAME = "clutch"
 

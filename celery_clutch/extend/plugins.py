@@ -12,10 +12,10 @@ from typing import Any
 
 import pluggy
 
+from ..errors import ClutchError, PluginError, UnknownStore
+from ..stores.base import ResultStore, StoreOptions
 from . import hookspecs
-from .errors import ClutchError, PluginError, UnknownStore
 from .settings import REDIS_SCHEMES, Settings
-from .stores.base import ResultStore, StoreOptions
 
 StoreFactory = Callable[[str, StoreOptions], ResultStore]
 
@@ -30,13 +30,13 @@ class BuiltinStores:
 
 
 def _memory(url: str, options: StoreOptions) -> ResultStore:
-    from .stores.memory import MemoryStore
+    from ..stores.memory import MemoryStore
 
     return MemoryStore(url, options)
 
 
 def _redis(url: str, options: StoreOptions) -> ResultStore:
-    from .stores.redis import RedisStore
+    from ..stores.redis import RedisStore
 
     return RedisStore(url, options)
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from . import plan, record
-from .graph import TIMES, WIDE, counts, kind_of, overall, printable
-from .plan import Job, Series
-from .status import Failure, State, Status, isoformat
-from .stores.base import Execution, Record, Summary
+from ..compile import record
+from ..model import plan
+from ..model.graph import TIMES, WIDE, counts, kind_of, overall, printable
+from ..model.plan import Job, Series
+from ..model.status import Failure, State, Status, isoformat
+from ..stores.base import Execution, Record, Summary
 
 MARKS = {
     "waiting": "·",

@@ -17,20 +17,23 @@ from celery.canvas import Signature
 from celery.exceptions import NotRegistered, Retry
 from kombu.utils.uuid import uuid
 
-from . import codec, compat, dispatch, pages, plan, signals
-from .data import difference
-from .errors import ChordUnsupported, MissingResult, NonJSONArgument
-from .events import Engaged
+from .. import signals
+from ..errors import ChordUnsupported, MissingResult, NonJSONArgument
+from ..extend import observers
+from ..extend.plugins import runtime
+from ..model import codec, plan
+from ..model.data import difference
+from ..model.events import Engaged
+from ..model.plan import Scope, Series
+from ..model.status import isoformat
+from ..stores.base import Missing, ResultStore
+from . import compat, pages, publish
 from .header import NAME, Header, Lane
 from .pages import CloseItem, Expand, Item, JobItem, LanesItem, Pages, ParallelItem
-from .plan import Scope, Series
-from .plugins import runtime
 from .record import Meta, Parent
-from .status import isoformat
-from .stores.base import Missing, ResultStore
 
 EXPAND = "celery_clutch.expand"
-CLOSE = dispatch.CLOSE
+CLOSE = publish.CLOSE
 COLLECT = "celery_clutch.collect"
 SETTLE = "celery_clutch.settle"
 LANE = "celery_clutch.lane"
@@ -76,7 +79,7 @@ class Compiler:
                 if rest:
                     header = self.branches(item, counted=True)
                     body = self.series(rest, counted)
-                    signatures.append(dispatch.chord_of(header, body))
+                    signatures.append(publish.chord_of(header, body))
                 else:
                     branches = self.branches(item, counted=False)
                     signatures.append(group(branches, app=self.app))
@@ -340,7 +343,7 @@ def prepare(
         ChordUnsupported: something waits for a parallel step, and the backend cannot do that.
     """
     closed = closed or parent is not None
-    tally = signals.heard(runtime(app), signals.clutch_step_settled)
+    tally = observers.heard(runtime(app), signals.clutch_step_settled)
     cut = pages.paginate(root, closed=closed, tally=tally)
     if cut.barriers and not app.conf.task_always_eager:
         _check_chords(app)
@@ -357,7 +360,7 @@ def prepare(
             raise
     encoded[PLAN] = pages.compress(plan.dumps(root, encode))
     prepared = Prepared(app, run or uuid(), meta, cut, encoded, data or {}, closed=closed)
-    if context := signals.context(runtime(app), prepared.engaged()):
+    if context := observers.context(runtime(app), prepared.engaged()):
         prepared.meta = replace(meta, context=context)
     return prepared
 
@@ -377,11 +380,11 @@ def launch(prepared: Prepared, options: Mapping[str, Any]) -> None:
     prepared.create()
     if items and not app.conf.task_always_eager:
         try:
-            dispatch.send(app, prepared.canvas(), options)
+            publish.send(app, prepared.canvas(), options)
         except BaseException:
             runtime(app).store.delete(prepared.run)
             raise
-    signals.emit(runtime(app), signals.clutch_engaged, prepared.engaged)
+    observers.emit(runtime(app), signals.clutch_engaged, prepared.engaged)
     if items and app.conf.task_always_eager:
         run_eagerly(prepared.compiler(), items)
 

@@ -106,7 +106,7 @@ def sends_as_usual(task: Any) -> bool:
     """Whether nobody has changed how *task* is sent, so that `send_unchecked` does the same."""
     kind = type(task)
     owners = {kind.apply_async.__module__, kind.shadow_name.__module__}
-    return owners <= {"celery.app.task", "celery_clutch.task"}
+    return owners <= {"celery.app.task", "celery_clutch.runtime.task"}
 
 
 def fits(task: Any, args: Any, kwargs: Any) -> bool:

@@ -7,12 +7,12 @@ from typing import Any
 
 from celery import shared_task
 
-from . import canvas, dispatch
-from .builder import Clutch
-from .errors import AlreadyEngaged
-from .result import ClutchResult
-from .task import reopen
-from .tasks import InternalTask
+from ..compile import canvas, publish
+from ..errors import AlreadyEngaged
+from ..handle.result import ClutchResult
+from ..runtime.internal import InternalTask
+from ..runtime.task import reopen
+from .clutch import Clutch
 
 LAUNCH = "celery_clutch.launch"
 RESULTS = "celery_clutch.results"
@@ -51,7 +51,7 @@ def launch(self: InternalTask, clutch: str | Mapping[str, Any], id: str | None =
     end = self.app.signature(RESULTS, (prepared.run,), immutable=True)
     if queue := prepared.meta.scope("").queue:
         end.set(queue=queue)
-    return dispatch.replace(self, dispatch.followed(started, [end]))
+    return publish.replace(self, publish.followed(started, [end]))
 
 
 @shared_task(name=RESULTS, base=InternalTask, bind=True)

@@ -23,13 +23,16 @@ from celery import Celery
 from celery.utils.imports import import_from_cwd
 from kombu.exceptions import OperationalError
 
-from . import doctor, graph, plan, record, tree
+from ..compile import record
+from ..errors import ClutchError, RunNotFound
+from ..extend.plugins import runtime
+from ..handle import tree
+from ..handle.result import ClutchResult
+from ..model import graph, plan
+from ..model.status import State, isoformat
+from ..stores.base import ENDED, ResultStore, Summary, listed
+from . import doctor
 from . import sweep as sweep_module
-from .errors import ClutchError, RunNotFound
-from .plugins import runtime
-from .result import ClutchResult
-from .status import State, isoformat
-from .stores.base import ENDED, ResultStore, Summary, listed
 
 _COLOURS = {
     "done": "green",

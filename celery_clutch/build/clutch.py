@@ -14,10 +14,8 @@ from celery import Celery, Task, current_app, group
 from celery.canvas import Signature, chunks
 from celery.utils.functional import maybe_list
 
-from . import canvas, compat, graph, plan, record
-from .attempt import Attempt
-from .codec import decode_plan, encode_data, encode_plan
-from .errors import (
+from ..compile import canvas, compat, record
+from ..errors import (
     BuildError,
     CorruptRecord,
     InvalidName,
@@ -26,10 +24,13 @@ from .errors import (
     NonJSONData,
     PlanTooDeep,
 )
-from .plan import Job, Node, Parallel, Scope, Series
-from .plugins import runtime
-from .result import ClutchResult
-from .task import ClutchTask, current_attempt
+from ..extend.plugins import runtime
+from ..handle.result import ClutchResult
+from ..model import graph, plan
+from ..model.codec import decode_plan, encode_data, encode_plan
+from ..model.plan import Job, Node, Parallel, Scope, Series
+from ..runtime.attempt import Attempt
+from ..runtime.task import ClutchTask, current_attempt
 
 _ID = re.compile(r"[A-Za-z0-9_.:@+=/~-]{1,200}")
 

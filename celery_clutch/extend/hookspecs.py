@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from .events import Engaged, Finished, JobFailed, JobFinished, JobStarted, StepSettled
-    from .stores.base import ResultStore, StoreOptions
+    from ..model.events import Engaged, Finished, JobFailed, JobFinished, JobStarted, StepSettled
+    from ..stores.base import ResultStore, StoreOptions
 
 PROJECT = "celery_clutch"
 

@@ -12,12 +12,12 @@ from typing import Any
 from celery import Celery
 from kombu.utils.uuid import uuid
 
-from . import canvas, compat
-from .errors import ClutchError, ConfigurationError
-from .plugins import runtime
-from .settings import REDIS_SCHEMES
-from .stores.base import ResultStore
-from .task import ClutchTask
+from ..compile import canvas, compat
+from ..errors import ClutchError, ConfigurationError
+from ..extend.plugins import runtime
+from ..extend.settings import REDIS_SCHEMES
+from ..runtime.task import ClutchTask
+from ..stores.base import ResultStore
 
 SKEW = 2.0
 """Seconds by which clocks may differ."""
@@ -222,7 +222,7 @@ def _workers(app: Celery, timeout: float) -> Findings:
 
 
 def _clocks(app: Celery, names: list[str], timeout: float) -> Findings:
-    """The clocks and versions of workers, as the control command of `tasks` tells them."""
+    """The clocks and versions of workers, as the control command of `internal` tells them."""
     before = time.time()
     replies = app.control.broadcast(
         "clutch_hello", reply=True, destination=names, timeout=timeout, limit=len(names)

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from celery import Celery, Task
 from celery.canvas import Signature
 
-from .builder import Clutch
-from .errors import ClutchError, InvalidSequence
-from .result import ClutchResult
+from ..errors import ClutchError, InvalidSequence
+from ..handle.result import ClutchResult
+from .clutch import Clutch
 
 _HANDLERS = ("on_failure", "on_success", "on_death")
 _SETTINGS = frozenset(("steps", "name", "queue", "tags", "app", *_HANDLERS))

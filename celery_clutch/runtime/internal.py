@@ -25,22 +25,23 @@ from celery.exceptions import (
 )
 from celery.worker.control import inspect_command
 
-from . import canvas, codec, compat, dispatch, pages
-from .attempt import Attempt, complete_held, too_late
-from .errors import (
+from ..compile import canvas, compat, pages, publish
+from ..compile.header import NAME, Header, Lane
+from ..compile.pages import Item
+from ..compile.record import Held
+from ..errors import (
     ConfigurationError,
     CorruptRecord,
     MissingResult,
     NestedClutchFailed,
     StoreUnavailable,
 )
-from .header import NAME, Header, Lane
-from .notify import announce, describe, fail
-from .pages import Item
-from .plugins import runtime
-from .record import Held
-from .status import State
-from .stores.base import Begun, Verdict
+from ..extend.plugins import runtime
+from ..model import codec
+from ..model.status import State
+from ..stores.base import Begun, Verdict
+from .attempt import Attempt, complete_held, too_late
+from .handlers import announce, describe, fail
 from .task import ClutchTask
 
 logger = logging.getLogger(__name__)
@@ -72,9 +73,9 @@ class InternalTask(Task):
     def give_way(self, other: Signature) -> Any:
         """Put *other* in this task's place; where nothing waits for it that is to send it."""
         if not self.awaited:
-            return dispatch.send(self.app, other)
+            return publish.send(self.app, other)
         canvas.drop_own_errbacks(self.request)
-        return dispatch.replace(self, other)
+        return publish.replace(self, other)
 
 
 def _undone(attempt: Attempt, items: Sequence[Item]) -> Sequence[Item]:
@@ -134,7 +135,7 @@ def lane(self: InternalTask) -> Any:
     compiler = canvas.Compiler(self.app, replace(header, lane=here))
     branch = compiler.page(_undone(attempt, chunk.branches[number % pages.LANE]))
     following = compiler.lane(here, bool(self.request.chord))
-    return self.give_way(dispatch.followed(branch, [following]) if branch else following)
+    return self.give_way(publish.followed(branch, [following]) if branch else following)
 
 
 @shared_task(name=canvas.CLOSE, base=InternalTask, bind=True)
@@ -144,7 +145,7 @@ def close(self: InternalTask, scope: str | None = None) -> None:
         return
     attempt = self.attempt()
     if not _begin(attempt):
-        dispatch.follow(self)
+        publish.follow(self)
         return
     data = b"null"
     if attempt.header.previous:
@@ -154,7 +155,7 @@ def close(self: InternalTask, scope: str | None = None) -> None:
     done = attempt.complete(Held(data))
     if scope is not None and done.fresh:
         announce(self.app, attempt.header.run, "on_success", scope)
-    dispatch.follow(self)
+    publish.follow(self)
 
 
 @shared_task(name=canvas.COLLECT, base=InternalTask, bind=True)
@@ -163,7 +164,7 @@ def collect(self: InternalTask, value: Any = None) -> Any:
     attempt = self.attempt()
     begun = _begin(attempt)
     if begun is None:
-        return dispatch.follow(self)
+        return publish.follow(self)
     try:
         data = attempt.encode(value)
     except Exception as exc:
@@ -171,7 +172,7 @@ def collect(self: InternalTask, value: Any = None) -> Any:
         raise
     held = Held() if begun.held is None else Held.loads(begun.held)
     attempt.complete(Held(data, changes=held.changes))
-    dispatch.follow(self)
+    publish.follow(self)
     return value if self.request.callbacks else None  # for the links of the job itself
 
 
@@ -181,7 +182,7 @@ def settle(self: InternalTask, *_: Any) -> Any:
     attempt = self.attempt()
     begun = _begin(attempt)
     if begun is None:
-        return dispatch.follow(self)
+        return publish.follow(self)
     try:
         if begun.held is None:
             raise NestedClutchFailed(f"the value of job {attempt.header.at} is no longer held")
@@ -190,7 +191,7 @@ def settle(self: InternalTask, *_: Any) -> Any:
     except (NestedClutchFailed, MissingResult, CorruptRecord) as exc:
         attempt.fail(exc, final=True)
         raise
-    dispatch.follow(self)
+    publish.follow(self)
     return codec.decode_result(held.value) if self.request.callbacks else None
 
 

@@ -18,7 +18,7 @@ import orjson
 from kombu.utils import json as kombu_json
 from orjson import Fragment
 
-from .errors import CorruptRecord, NonJSONArgument, NonJSONData, NonJSONResult, ResultTooLarge
+from ..errors import CorruptRecord, NonJSONArgument, NonJSONData, NonJSONResult, ResultTooLarge
 
 _ARGUMENTS = (
     orjson.OPT_PASSTHROUGH_DATETIME

@@ -11,15 +11,18 @@ from typing import Any
 import orjson
 from celery import Celery
 
-from . import canvas, codec, dispatch, record, signals
-from .data import Data
-from .errors import ClutchExpired, JobLost
-from .events import JobFinished, JobStarted
-from .header import Header
-from .notify import announce, describe, fail, finished, report, settled
-from .plugins import runtime
-from .status import State, isoformat
-from .stores.base import Begun, Completed, ResultStore
+from .. import signals
+from ..compile import canvas, publish, record
+from ..compile.header import Header
+from ..errors import ClutchExpired, JobLost
+from ..extend import observers
+from ..extend.plugins import runtime
+from ..model import codec
+from ..model.data import Data
+from ..model.events import JobFinished, JobStarted
+from ..model.status import State, isoformat
+from ..stores.base import Begun, Completed, ResultStore
+from .handlers import announce, describe, fail, finished, report, settled
 
 
 class Attempt:
@@ -95,14 +98,16 @@ class Attempt:
             token=self.token,
             job=not header.close,
             settles=header.settled_by_completion(
-                alone=signals.heard(self.runtime, signals.clutch_step_settled)
+                alone=observers.heard(self.runtime, signals.clutch_step_settled)
             ),
             joins=header.joins(),
             changes=outcome.changes,
             info=outcome.info,
         )
         if done.fresh and not header.close:
-            signals.emit(self.runtime, signals.clutch_job_finished, lambda: self.finished(outcome))
+            observers.emit(
+                self.runtime, signals.clutch_job_finished, lambda: self.finished(outcome)
+            )
         if done.settled:
             settled(self.app, header, done.settled, failed=bool(done.report))
         if done.report:
@@ -111,7 +116,7 @@ class Attempt:
             announce(self.app, header.run, "on_success", "")
             finished(self.app, header.run)
         if done.joined and header.join:
-            dispatch.go_past(self.app, self.request, header.run, header.join)
+            publish.go_past(self.app, self.request, header.run, header.join)
         return done
 
     def where(self) -> tuple[str, int, str, str, str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ConfigurationError, NoStore
+from ..errors import ConfigurationError, NoStore
 
 REDIS_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "redis+cluster")
 

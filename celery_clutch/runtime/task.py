@@ -16,15 +16,17 @@ from typing import Any
 from celery import Celery, Task, chord
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 
-from . import canvas, compat, dispatch, pages, record, signals
+from .. import signals
+from ..compile import canvas, compat, pages, publish, record
+from ..compile.header import NAME, Header
+from ..compile.pages import Expand
+from ..errors import AlreadyEngaged, JobLost, ResultError, StoreUnavailable
+from ..extend import observers
+from ..extend.plugins import runtime
+from ..model.data import Data
+from ..model.status import State
+from ..stores.base import Verdict
 from .attempt import Attempt, complete_held, lost, nested_succeeded, too_late
-from .data import Data
-from .errors import AlreadyEngaged, JobLost, ResultError, StoreUnavailable
-from .header import NAME, Header
-from .pages import Expand
-from .plugins import runtime
-from .status import State
-from .stores.base import Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -144,19 +146,19 @@ class ClutchTask(Task):
             canvas.COLLECT, (), self._queue(), counted, header, immutable=False
         )
         if self.request.callbacks:
-            dispatch.pass_links(self.request, collect)
+            publish.pass_links(self.request, collect)
         errback = self.app.signature(canvas.on_error(data))
-        mine = None if self.request.is_eager else dispatch.copied(sig)
+        mine = None if self.request.is_eager else publish.copied(sig)
         if mine is not None:
             # Sending what Celery would keep result objects of, whose finalisers can hang a worker
             # child (5.3 and 5.4).
-            for task in dispatch.leaves(mine):
+            for task in publish.leaves(mine):
                 task.link_error(errback)
-            dispatch.replace(self, dispatch.followed(mine, [collect]))
+            publish.replace(self, publish.followed(mine, [collect]))
             raise Ignore("replaced")
         sig.link_error(errback)
         following = sig | collect
-        dispatch.pass_membership(self.request, following)
+        publish.pass_membership(self.request, following)
         return super().replace(following)
 
     def _around(self, attempt: Attempt, args: Any, kwargs: Any) -> Any:
@@ -165,7 +167,7 @@ class ClutchTask(Task):
             raise Ignore(f"run {attempt.header.run} was cancelled, resumed or forgotten")
         if begun.verdict is Verdict.DONE:
             attempt.join()
-            return dispatch.follow(self)
+            return publish.follow(self)
         if begun.verdict is Verdict.GIVE_UP:
             raise self._given_up(attempt)
         held = record.Held.loads(begun.held) if begun.held is not None else None
@@ -175,14 +177,14 @@ class ClutchTask(Task):
             late = too_late(attempt.header)
             attempt.fail(late, final=True)
             raise late
-        signals.emit(attempt.runtime, signals.clutch_job_started, attempt.started_event)
+        observers.emit(attempt.runtime, signals.clutch_job_started, attempt.started_event)
         value, outcome = self._run(attempt, args, kwargs)
         if attempt.replaced:  # only an eager replace returns; the value has been collected
             return None
         if attempt.nested:
             return self._start_nested(attempt, outcome)
         attempt.complete(outcome)
-        dispatch.follow(self)
+        publish.follow(self)
         # Celery hands the value to the task's own links; nothing else needs it.
         return value if self.request.callbacks else None
 
@@ -243,7 +245,7 @@ class ClutchTask(Task):
             attempt.fail(exc, final=True)
             raise
         for nested in attempt.nested:
-            signals.emit(attempt.runtime, signals.clutch_engaged, nested.engaged)
+            observers.emit(attempt.runtime, signals.clutch_engaged, nested.engaged)
         held = replace(
             outcome,
             runs=tuple(nested.run for nested in attempt.nested),
@@ -271,7 +273,7 @@ class ClutchTask(Task):
         """Replace the job by the canvases of *nested* and what completes it behind them."""
         if not nested:
             complete_held(attempt, held)
-            return dispatch.follow(self)
+            return publish.follow(self)
         compiler = canvas.Compiler(self.app, attempt.header)
         header = replace(attempt.header, task=attempt.task)
         counted = bool(self.request.chord)
@@ -279,8 +281,8 @@ class ClutchTask(Task):
         attempt.replaced = True
         canvas.drop_own_errbacks(self.request)
         if len(nested) == 1 or not compat.supports_chords(self.app.backend):
-            return dispatch.replace(self, dispatch.followed(nested[0], [*nested[1:], settle]))
-        return dispatch.replace(self, chord(nested, settle, app=self.app))
+            return publish.replace(self, publish.followed(nested[0], [*nested[1:], settle]))
+        return publish.replace(self, chord(nested, settle, app=self.app))
 
     def _settle_eagerly(self, attempt: Attempt, held: record.Held) -> None:
         if nested_succeeded(attempt.store, held):

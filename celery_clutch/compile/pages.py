@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import codec
-from .errors import CorruptRecord
-from .plan import Job, JobEncoder, Node, Parallel, Scope, Series, job_from_json, join
+from ..errors import CorruptRecord
+from ..model import codec
+from ..model.plan import Job, JobEncoder, Node, Parallel, Scope, Series, job_from_json, join
 
 CHAIN = 12
 """Jobs of a series in one page. Each message carries those after it."""

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 from celery import Celery, current_app
 
-from . import canvas, codec, compat, dispatch, graph, pages, plan, record, tree
-from .errors import (
+from ..compile import canvas, compat, pages, publish, record
+from ..errors import (
     ClutchCancelled,
     ClutchExpired,
     ClutchFailed,
@@ -23,12 +23,14 @@ from .errors import (
     MissingResult,
     RunNotFound,
 )
-from .notify import finished
-from .plan import Node
-from .plugins import runtime
-from .status import Failure, Progress, State, Status
-from .stores.base import ENDED, Missing, Record, ResultStore
-from .task import reopen
+from ..extend.plugins import runtime
+from ..model import codec, graph, plan
+from ..model.plan import Node
+from ..model.status import Failure, Progress, State, Status
+from ..runtime.handlers import finished
+from ..runtime.task import reopen
+from ..stores.base import ENDED, Missing, Record, ResultStore
+from . import tree
 
 
 class ClutchResult:
@@ -203,7 +205,7 @@ class ClutchResult:
         if self.app.conf.task_always_eager:
             canvas.run_eagerly(reopened[0], [pages.Expand(pages.ROOT)])
         else:
-            dispatch.send(self.app, canvas.root_canvas(*reopened))
+            publish.send(self.app, canvas.root_canvas(*reopened))
         return True
 
     def forget(self) -> bool:

@@ -1,0 +1,1 @@
+"""What keeps an installation running: the command line, the doctor, the sweep."""
