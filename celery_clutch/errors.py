@@ -14,7 +14,6 @@
     │   ├── NoStore            no ``clutch_store`` and no Redis to derive it from
     │   ├── UnknownStore       no store is registered for the URL's scheme
     │   ├── MissingExtra       the store's client library is not installed (also ImportError)
-    │   ├── ChordUnsupported   a parallel step needs a result backend that can do chords
     │   └── PluginError        a plugin that does not load, or claims a taken scheme
     ├── StoreError
     │   ├── StoreUnavailable   the store cannot be reached (also ConnectionError)
@@ -91,10 +90,6 @@ class UnknownStore(ConfigurationError):
 
 class MissingExtra(ConfigurationError, ImportError):
     """The client library that a store needs is not installed."""
-
-
-class ChordUnsupported(ConfigurationError):
-    """A parallel step is followed by something, and the result backend cannot do chords."""
 
 
 class PluginError(ConfigurationError):

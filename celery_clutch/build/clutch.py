@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,8 +31,10 @@ from ..model import graph, plan
 from ..model.codec import decode_plan, encode_data, encode_plan
 from ..model.plan import Job, Node, Parallel, Scope, Series
 from ..runtime.attempt import Attempt
+from ..runtime.engage import engage as start
 from ..runtime.task import ClutchTask, current_attempt
 
+_NESTED = uuid.UUID("5f0a7c0e-58c1-4d0c-9d8a-1f1f7a6f3f55")
 _ID = re.compile(r"[A-Za-z0-9_.:@+=/~-]{1,200}")
 
 # What Celery writes into a signature when it sends it; a job gets its own.
@@ -191,23 +194,22 @@ class Clutch:
             options: Celery's, for the start (``countdown``, ``eta``, ``priority``...).
 
         Raises:
-            AlreadyEngaged: a run with the clutch's ``id`` exists.
+            AlreadyEngaged: a run with the clutch's ``id`` exists, and has started.
             NonJSONArgument, NonJSONData: an argument, or data, that JSON cannot carry; nothing was
                 sent.
-            ChordUnsupported: the result backend cannot do chords; nothing was sent.
-            StoreUnavailable: the store cannot be reached; nothing was sent.
+            StoreUnavailable: the store cannot be reached; nothing was sent. If only its answer was
+                lost the sweep starts the run. With an ``id`` it may be called again.
             ConfigurationError: there is no store, or it is unknown.
         """
         prepared = self.prepared()
         if prepared.meta.parent is None:
-            canvas.launch(prepared, options)
+            start(prepared, options, named=self.id is not None)
         return ClutchResult(prepared.run, self.app)
 
-    def prepared(self, *, closed: bool = False) -> canvas.Prepared:
+    def prepared(self) -> canvas.Prepared:
         """A run, ready to be stored and sent, or handed to the running job it is nested in.
 
-        *closed* says that something will wait for its end. Raises what `engage` raises, before
-        anything is stored.
+        Raises what `engage` raises, before anything is stored.
         """
         if len(self._open) > 1:
             raise BuildError("engage() inside an open parallel() or series() block")
@@ -219,10 +221,11 @@ class Clutch:
             raise InvalidName(f"tags must be a list of strings, not {kind}{_short(self.tags)}")
         tags = tuple(_checked_name("tag", tag) for tag in self.tags)
         attempt = self._parent_attempt()
-        root, parent = self.plan, None
+        root, parent, shares = self.plan, None, False
         if attempt is not None:
-            root, parent = _nested_in(attempt, root)
-        shares = attempt is not None and self.data is attempt.data
+            shares = self.data is attempt.data
+            root, parent = _nested_in(attempt, root, shares)
+            run = run or _nested_id(attempt)
         data = {} if shares else self._encoded_data()
         prepared = canvas.prepare(
             self.app,
@@ -233,10 +236,8 @@ class Clutch:
             parent=parent,
             data=data,
             lifetime=lifetime,
-            closed=closed,
         )
         if attempt is not None:
-            prepared.shares = shares
             attempt.nested.append(prepared)
         return prepared
 
@@ -277,23 +278,25 @@ class Clutch:
             if unknown := set(tree) - {"name", "tags", "data", "expires"}:
                 raise ValueError(f"unknown keys: {', '.join(sorted(unknown))}")
             clutch = cls(**{**tree, **options})
-            node = plan.from_dict(body, clutch._is_plain)
-        except (AttributeError, KeyError, TypeError, ValueError, CorruptRecord) as exc:
+            clutch._adopt(plan.from_dict(body, clutch._is_plain))
+        except (
+            *(AttributeError, CorruptRecord, KeyError),
+            *(RecursionError, TypeError, ValueError),
+        ) as exc:
             raise InvalidStep(f"this is not the JSON of a clutch: {exc!r}") from None
-        if isinstance(node, Series):
-            for kind in ("queue", "on_failure", "on_success", "on_death"):
-                if (
-                    getattr(clutch, kind) is None
-                    and (value := getattr(node.scope, kind)) is not None
-                ):
-                    is_handler = kind != "queue"
-                    setattr(
-                        clutch, kind, clutch.app.signature(dict(value)) if is_handler else value
-                    )
-            clutch._open[0] = list(node.steps)
-        else:
-            clutch._open[0] = [node]
         return clutch
+
+    def _adopt(self, node: Node) -> None:
+        """Let the steps be those of *node*, and what is not set be as set there."""
+        self._open[0] = list(node.steps) if isinstance(node, Series) else [node]
+        if not isinstance(node, Series):
+            return
+        if self.queue is None:
+            self.queue = node.scope.queue
+        for kind in ("on_failure", "on_success", "on_death"):
+            handler = getattr(node.scope, kind)
+            if handler is not None and getattr(self, kind) is None:
+                setattr(self, kind, self.app.signature(dict(handler)))
 
     def _is_plain(self, task: str) -> bool:
         return not isinstance(self.app.tasks.get(task), ClutchTask)
@@ -441,7 +444,14 @@ def _listed(steps: tuple[Any, ...]) -> Iterable[Any]:
     return only if isinstance(only, Iterable) and not is_step else steps
 
 
-def _nested_in(attempt: Attempt, root: Series) -> tuple[Series, record.Parent]:
+def _nested_id(attempt: Attempt) -> str:
+    """The id of the next clutch that a job nests: the same when its body runs again."""
+    header = attempt.header
+    name = f"{header.run} {header.at} {len(attempt.nested)}"
+    return str(uuid.uuid5(_NESTED, name))
+
+
+def _nested_in(attempt: Attempt, root: Series, shares: bool) -> tuple[Series, record.Parent]:
     """The plan nested in a running job: it inherits the job's queue and ``on_failure``."""
     header = attempt.header
     store = runtime(attempt.app).store
@@ -453,7 +463,7 @@ def _nested_in(attempt: Attempt, root: Series) -> tuple[Series, record.Parent]:
     )
     quiet = bool(outer.on_failure) and not own.on_failure
     parent = record.Parent(
-        header.to_dict(), attempt.task, str(attempt.request.id), attempt.number, quiet
+        header.to_dict(), attempt.task, str(attempt.request.id), attempt.number, quiet, shares
     )
     return Series(root.steps, scope), parent
 

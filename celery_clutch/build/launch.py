@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from celery import shared_task
+from celery.exceptions import Ignore
 
-from ..compile import canvas, publish
+from ..compile.canvas import Prepared
 from ..errors import AlreadyEngaged
 from ..handle.result import ClutchResult
+from ..runtime.advance import recover_nested
+from ..runtime.engage import engage
 from ..runtime.internal import InternalTask
-from ..runtime.task import reopen
 from .clutch import Clutch
 
 LAUNCH = "celery_clutch.launch"
@@ -31,35 +34,49 @@ def launch(self: InternalTask, clutch: str | Mapping[str, Any], id: str | None =
             run.
     """
     built = Clutch.from_json(clutch, app=self.app, id=id or self.request.id)
-    if not self.awaited:
-        try:
-            return built.engage().id
-        except AlreadyEngaged:
-            return built.id
-    prepared = built.prepared(closed=True)
+    prepared = built.prepared()
+    waits = self.awaited and not self.request.is_eager
+    if waits and prepared.meta.jobs:
+        prepared.meta = replace(prepared.meta, awaited=_results_signature(self, prepared))
     try:
-        prepared.create()
-        started = prepared.canvas() if prepared.meta.jobs else None
-    except AlreadyEngaged:  # the message has come again: send what is left
-        reopened = reopen(self.app, prepared.run)
-        started = canvas.root_canvas(*reopened, counted=True) if reopened else None
-    if self.request.is_eager and started is not None:
-        canvas.run_eagerly(prepared.compiler(), prepared.first)
-        started = None
-    if started is None:
-        return _results(self.app, prepared.run)
-    end = self.app.signature(RESULTS, (prepared.run,), immutable=True)
-    if queue := prepared.meta.scope("").queue:
-        end.set(queue=queue)
-    return publish.replace(self, publish.followed(started, [end]))
+        engage(prepared, {}, named=True)
+    except AlreadyEngaged:  # the message has come again: whatever is left goes on
+        recover_nested(self.app, "", prepared.run)
+    if waits and prepared.meta.jobs:
+        # The task that returns the results takes the place of this one.
+        self.request.chord = self.request.chain = None
+        raise Ignore("waits for a clutch")
+    return _results(self.app, prepared.run) if self.awaited else prepared.run
 
 
 @shared_task(name=RESULTS, base=InternalTask, bind=True)
 def results(self: InternalTask, run: str) -> list[Any]:
-    """The results of the last step of a run that has succeeded."""
+    """The results of the last step of a run that has ended.
+
+    Raises what `ClutchResult.get` raises if that is no success.
+    """
     return _results(self.app, run)
 
 
+def _results_signature(task: InternalTask, prepared: Prepared) -> dict[str, Any]:
+    """What returns the results in the place of *task*, in its canvas."""
+    request = task.request
+    signature = task.app.signature(RESULTS, (prepared.run,), immutable=True)
+    options = {
+        "task_id": request.id,
+        "queue": prepared.meta.scope("").queue,
+        "chain": request.chain,
+        "chord": request.chord,
+        "group_id": request.group,
+        "group_index": request.group_index,
+        "link": request.callbacks,
+        "link_error": request.errbacks,
+        "root_id": request.root_id,
+    }
+    signature.set(**{key: value for key, value in options.items() if value is not None})
+    return dict(signature)
+
+
 def _results(app: Any, run: str) -> list[Any]:
-    found: list[Any] = ClutchResult(run, app).results()
+    found: list[Any] = ClutchResult(run, app).ended()
     return found

@@ -15,6 +15,7 @@ from celery import canvas as _canvas
 from celery._state import get_current_task, task_join_will_block
 from celery.utils.time import maybe_make_aware
 from kombu import exceptions as _kombu
+from kombu import pools
 
 Chain = _canvas._chain
 """The signature of a chain. ``celery.chain(...)`` folds its arguments with ``|``, which copies and
@@ -39,23 +40,6 @@ def current_task() -> Any:
 def inside_task() -> bool:
     """Whether waiting for a result now would block a worker."""
     return task_join_will_block() or get_current_task() is not None
-
-
-def counts_natively(backend: Any) -> bool:
-    """Whether *backend* counts chord parts itself, so that they need no stored results.
-
-    Of Celery's backends only Redis does (5.3 to 5.7); the others read the stored results.
-    """
-    return any(cls.__module__ == "celery.backends.redis" for cls in type(backend).__mro__)
-
-
-def supports_chords(backend: Any) -> bool:
-    """Whether *backend* can do chords at all."""
-    try:
-        backend.ensure_chords_allowed()
-    except NotImplementedError:
-        return False
-    return True
 
 
 def send_unchecked(task: Any, args: Any, kwargs: Any, options: dict[str, Any]) -> Any:
@@ -93,6 +77,30 @@ BATCH_ERRORS: tuple[type[Exception], ...] = (
 before they were sent (a RuntimeError). kombu does not try batches again, as it does messages."""
 
 
+BROKER_ERRORS: tuple[type[Exception], ...] = (
+    *(_kombu.OperationalError, _kombu.ConnectionError, OSError),
+    *(kind for kind in BATCH_ERRORS if kind is not RuntimeError),
+)
+"""What sending raises while the broker is away."""
+
+_AMQP = ("amqp:", "amqps:", "pyamqp:")
+
+
+def producer(app: Celery) -> AbstractContextManager[Any]:
+    """A producer from a pool; one that waits until the broker has each message, where that takes
+    asking for it (AMQP, ``confirm_publish``; 5.3 to 5.7)."""
+    url = str(app.conf.broker_write_url or "")
+    asked = "confirm_publish" in (app.conf.broker_transport_options or {})
+    if asked or app.conf.broker_transport or not url.startswith(_AMQP):
+        usual: AbstractContextManager[Any] = app.producer_or_acquire()
+        return usual
+    confirmed = app.connection_for_write(transport_options={"confirm_publish": True})
+    pool = pools.producers[confirmed]
+    pool.limit = app.conf.broker_pool_limit or 1
+    acquired: AbstractContextManager[Any] = pool.acquire(block=True)
+    return acquired
+
+
 def expiry(app: Celery, expires: Any) -> str:
     """Celery's ``expires`` (seconds, a datetime or its ISO form) as it stands in messages."""
     if isinstance(expires, (int, float)):
@@ -119,3 +127,12 @@ def fits(task: Any, args: Any, kwargs: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def child_pids(worker: Any) -> list[int]:
+    """The processes in which the pool of *worker* runs tasks, but for its own (prefork)."""
+    pool = getattr(getattr(worker, "pool", None), "_pool", None)
+    processes = getattr(pool, "_pool", None)
+    if not isinstance(processes, list):
+        return []
+    return [each.pid for each in processes if each.pid and each.exitcode is None]

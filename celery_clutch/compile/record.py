@@ -11,7 +11,8 @@ import orjson
 from ..errors import CorruptRecord
 from ..model import codec
 from ..model.plan import Scope, scope_to_json
-from ..model.status import Failure, Status, isoformat
+from ..model.shape import Shape, checked
+from ..model.status import Failure, State, Status, isoformat
 from ..stores.base import Record
 from .header import Header
 
@@ -21,7 +22,7 @@ class Parent:
     """The running job that nested a run.
 
     ``quiet``: the nested run reports failures to the parent's ``on_failure``, so the parent does
-    not report them again.
+    not report them again. ``shares``: what it changes of its data goes to the job.
     """
 
     header: Mapping[str, Any]
@@ -29,6 +30,7 @@ class Parent:
     task_id: str
     attempt: int
     quiet: bool = False
+    shares: bool = False
 
     def to_status(self) -> dict[str, str]:
         return {"run": self.header["run"], "address": self.header["at"]}
@@ -36,46 +38,54 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a job that has returned puts away until it completes.
+    """The checkpoint of a job: what it puts away until it completes.
 
     Attributes:
         value: its result, as JSON.
         runs: the clutches nested in it, which it waits for.
-        shared: those of them that share its run's data.
-        changes: its changes to that data.
+        changes: its changes to the data of its run.
         info: see `execution_info`.
+        links: the signatures that get its value, as Celery serialises them.
+        replaced: other tasks stand in its place, and one behind them completes it.
+        generation: the one in which they do.
     """
 
     value: bytes = b""
     runs: tuple[str, ...] = ()
-    shared: tuple[str, ...] = ()
     changes: Mapping[str, bytes | None] = field(default_factory=dict)
     info: bytes = b""
+    links: tuple[Any, ...] = ()
+    replaced: bool = False
+    generation: int = 0
 
     def dumps(self) -> bytes:
         """As a line of JSON, and the value."""
-        head = {
-            "runs": self.runs,
-            "shared": self.shared,
-            "changes": {key: value and value.decode() for key, value in self.changes.items()},
-            "info": self.info.decode(),
-        }
-        return orjson.dumps(head) + b"\n" + self.value
+        head: dict[str, Any] = {"runs": self.runs, "changes": changes_to_json(self.changes)}
+        head.update(info=self.info.decode(), replaced=self.replaced, gen=self.generation)
+        return codec.encode_plan({**head, "links": self.links}) + b"\n" + self.value
 
     @classmethod
     def loads(cls, data: bytes) -> Held:
         """What `dumps` wrote."""
         first, _, value = data.partition(b"\n")
         try:
-            head = orjson.loads(first)
-            changes = {
-                key: None if changed is None else changed.encode()
-                for key, changed in head["changes"].items()
-            }
-            runs, shared = tuple(head["runs"]), tuple(head["shared"])
-            return cls(value, runs, shared, changes, head["info"].encode())
+            head = codec.decode_plan(first)
+            changes, links = changes_from_json(head["changes"]), tuple(head["links"])
+            runs, info = tuple(head["runs"]), head["info"].encode()
+            replaced, generation = head["replaced"], int(head["gen"])
+            return cls(value, runs, changes, info, links, replaced, generation)
         except (AttributeError, KeyError, TypeError, ValueError) as exc:
-            raise CorruptRecord(f"what a job holds cannot be read: {exc!r}") from None
+            raise CorruptRecord(f"the checkpoint of a job cannot be read: {exc!r}") from None
+
+
+def changes_to_json(changes: Mapping[str, bytes | None]) -> dict[str, str | None]:
+    """Changes to shared data, for a JSON document."""
+    return {key: None if value is None else value.decode() for key, value in changes.items()}
+
+
+def changes_from_json(data: Mapping[str, str | None]) -> dict[str, bytes | None]:
+    """What `changes_to_json` wrote."""
+    return {key: None if value is None else value.encode() for key, value in data.items()}
 
 
 def held_runs(found: Record) -> dict[str, tuple[str, ...]]:
@@ -104,20 +114,39 @@ def nested(info: bytes | None) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """What does not change while a run runs."""
+    """What does not change while a run runs.
+
+    Attributes:
+        jobs, last, scopes: see `pages.Pages`.
+        name, tags, parent, context: see `Clutch` and the hook ``clutch_context``.
+        expires: see `Header`.
+        nonce: tells the run from any other that was given the same id.
+        awaited: the signature of what waits for the end of the run in somebody else's canvas.
+    """
 
     jobs: int
-    last: str
+    last: Shape
     name: str | None = None
     tags: tuple[str, ...] = ()
     scopes: Mapping[str, Scope] = field(default_factory=dict)
     parent: Parent | None = None
     expires: float = 0.0
     context: Mapping[str, str] = field(default_factory=dict)
+    nonce: str = ""
+    awaited: Mapping[str, Any] | None = None
 
     def origin(self, run: str, generation: int) -> Header:
         """The header that those of all jobs derive from."""
-        return Header(run, generation, "", "", expires=self.expires, context=self.context)
+        return Header(run, generation, expires=self.expires, context=self.context)
+
+    def ends(self) -> tuple[State, ...]:
+        """The ends of the run that somebody is to be told of."""
+        everything = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+        if self.parent or self.awaited:
+            return everything
+        found = (State.SUCCEEDED,) if self.scope("").on_success else ()
+        death = any(scope.on_death for scope in self.scopes.values())
+        return (*found, State.FAILED) if death else found
 
     def dumps(self) -> bytes:
         """As JSON."""
@@ -133,6 +162,10 @@ class Meta:
             data["expires"] = self.expires
         if self.context:
             data["context"] = dict(self.context)
+        if self.nonce:
+            data["nonce"] = self.nonce
+        if self.awaited:
+            data["awaited"] = dict(self.awaited)
         if self.parent:
             data["parent"] = asdict(self.parent)
         return codec.encode_plan(data)
@@ -142,13 +175,14 @@ class Meta:
         """The meta that `dumps` wrote."""
         try:
             values = dict(codec.decode_plan(data))
+            values["last"] = checked(values["last"])
             values["tags"] = tuple(values.get("tags", ()))
             scopes = values.get("scopes", {})
             values["scopes"] = {at: Scope(**scope) for at, scope in scopes.items()}
             parent = values.get("parent")
             values["parent"] = Parent(**parent) if parent else None
             return cls(**values)
-        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as exc:
             raise CorruptRecord(f"the description of a run cannot be read: {exc!r}") from None
 
     def scope(self, address: str) -> Scope:

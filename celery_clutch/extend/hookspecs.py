@@ -51,19 +51,21 @@ def clutch_engaged(event: Engaged) -> None:
 
 @hookspec
 def clutch_job_started(event: JobStarted) -> None:
-    """An attempt of a job is about to run. Fires in the worker, once the store has agreed."""
+    """An attempt of a job is about to run. Fires in the worker, once the store has agreed; again
+    for the same attempt if the process has died and another has the job."""
 
 
 @hookspec
 def clutch_job_finished(event: JobFinished) -> None:
     """A job has its result. Fires in the worker, once the result is stored, and once for each job:
-    not for a message that came twice."""
+    not for a message that came twice. Not at all if the worker is killed just then."""
 
 
 @hookspec
 def clutch_job_failed(event: JobFailed) -> None:
     """An attempt of a job has failed. Fires once the failure is stored, in the worker, or in its
-    main process where that is who tells (a lost worker, a hard time limit, a revoked message)."""
+    main process where that is who tells (a hard time limit, a revoked message). A process that is
+    killed is no failure of its job."""
 
 
 @hookspec

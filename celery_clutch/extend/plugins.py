@@ -162,13 +162,17 @@ def _checked(brought: Any) -> dict[str, StoreFactory]:
 
 
 class Runtime:
-    """What an app has of celery-clutch in this process: its settings, plugins and store."""
+    """What an app has of celery-clutch in this process: its settings, plugins and store.
+
+    ``leased_by`` is the process that the store has been told of as an owner of leases.
+    """
 
     def __init__(self, app: Any, settings: Settings, plugins: Plugins) -> None:
         self.app = app
         self.settings = settings
         self.plugins = plugins
         self.store = plugins.open(settings)
+        self.leased_by = 0
 
 
 _ATTRIBUTE = "_celery_clutch"

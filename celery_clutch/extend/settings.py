@@ -23,9 +23,12 @@ class Settings:
         result_ttl: ``clutch_result_ttl``, seconds a run is kept after it has ended (1 day).
         key_prefix: ``clutch_key_prefix``, what names of keys and tables start with.
         max_result_bytes: ``clutch_max_result_bytes``, the largest result as JSON (1 MiB).
-        max_starts: ``clutch_max_starts``, how often a job is started without an outcome (its
-            worker killed each time) before it is given up (5).
-        grace: ``clutch_grace``, seconds without an event after which `sweep` looks at a run (30).
+        max_starts: ``clutch_max_starts``, how many owners of a job may die with it before it is
+            given up (5).
+        lease: ``clutch_lease``, seconds without a word after which a process counts as dead, and
+            its jobs are free (60).
+        grace: ``clutch_grace``, seconds for which something is due, or a run is without an event,
+            before `sweep` looks at it (30).
     """
 
     store: str
@@ -34,6 +37,7 @@ class Settings:
     key_prefix: str = "clutch"
     max_result_bytes: int = 1024 * 1024
     max_starts: int = 5
+    lease: float = 60.0
     grace: float = 30.0
 
     @classmethod
@@ -52,6 +56,7 @@ class Settings:
             key_prefix=str(conf.get("clutch_key_prefix") or default.key_prefix),
             max_result_bytes=_whole(conf, "clutch_max_result_bytes", default.max_result_bytes),
             max_starts=_whole(conf, "clutch_max_starts", default.max_starts),
+            lease=_number(conf, "clutch_lease", default.lease),
             grace=_number(conf, "clutch_grace", default.grace),
         )
 

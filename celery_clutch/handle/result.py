@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from celery import Celery, current_app
 
-from ..compile import canvas, compat, pages, publish, record
+from ..compile import canvas, compat, pages, record
 from ..errors import (
     ClutchCancelled,
     ClutchExpired,
@@ -24,11 +24,11 @@ from ..errors import (
     RunNotFound,
 )
 from ..extend.plugins import runtime
-from ..model import codec, graph, plan
-from ..model.plan import Node
+from ..model import codec, graph, plan, shape
 from ..model.status import Failure, Progress, State, Status
+from ..runtime import engage
+from ..runtime.advance import follow
 from ..runtime.handlers import finished
-from ..runtime.task import reopen
 from ..stores.base import ENDED, Missing, Record, ResultStore
 from . import tree
 
@@ -131,6 +131,10 @@ class ClutchResult:
         self._refuse_in_task()
         return self._ended(self._store.wait(self.id, timeout), timeout, propagate)
 
+    def ended(self) -> list[Any]:
+        """The results of a run that has ended; raises what `get` raises."""
+        return self._ended(self.state, 0.0, True)
+
     async def aget(self, timeout: float | None = None, propagate: bool = True) -> list[Any]:
         """`get` for asyncio: the event loop is not blocked while waiting."""
         self._refuse_in_task()
@@ -149,9 +153,11 @@ class ClutchResult:
         """
         found = self.record()
         if address is None:
-            slots, _ = pages.expand_slots(record.Meta.loads(found.meta).last)
-            return canvas.read_values(self._store, self.id, slots)
-        return self._value(*_locate(self.plan(), address))
+            members = shape.members(record.Meta.loads(found.meta).last)
+            return canvas.read_members(self._store, self.id, members)
+        wanted = shape.shape(_locate(self.plan(), address), address)
+        (value,) = canvas.read_members(self._store, self.id, [wanted])
+        return value
 
     def plan(self) -> plan.Series:
         """The plan the run was engaged with."""
@@ -178,14 +184,17 @@ class ClutchResult:
         Returns whether the run was RUNNING or FAILED before. ``resume`` takes it up again.
         """
         found = self.record()
-        for nested in _waited_for(found):
-            handle = ClutchResult(nested, self.app)
-            if self._store.peek(nested):
-                handle.cancel()
         sources = (State.RUNNING, State.FAILED)
         moved = self._store.transition(self.id, sources, State.CANCELLED, found.generation)
+        for nested in _waited_for(found):
+            if self._store.peek(nested):
+                ClutchResult(nested, self.app).cancel()
         if moved:
             finished(self.app, self.id)
+            meta = record.Meta.loads(found.meta)
+            if State.CANCELLED in meta.ends():
+                origin = meta.origin(self.id, found.generation)
+                follow(self.app, origin, (f"end {State.CANCELLED.value}",), {})
         return moved
 
     def resume(self) -> bool:
@@ -199,14 +208,7 @@ class ClutchResult:
         parent = record.Meta.loads(found.meta).parent
         if parent and self._store.peek(parent.header["run"]):
             return ClutchResult(parent.header["run"], self.app).resume()
-        reopened = reopen(self.app, self.id)
-        if reopened is None:
-            return False
-        if self.app.conf.task_always_eager:
-            canvas.run_eagerly(reopened[0], [pages.Expand(pages.ROOT)])
-        else:
-            publish.send(self.app, canvas.root_canvas(*reopened))
-        return True
+        return engage.resume(self.app, self.id)
 
     def forget(self) -> bool:
         """Delete the run, and those nested in it. What still runs of it is dropped.
@@ -214,6 +216,8 @@ class ClutchResult:
         Returns whether there was one.
         """
         found = self._store.read(self.id)
+        if found is not None and record.Meta.loads(found.meta).parent and found.state not in ENDED:
+            self.cancel()  # the job that waits for it is told
         ended = (record.nested(each.info) for each in self._store.executions(self.id).values())
         for nested in (*(_waited_for(found) if found else ()), *chain.from_iterable(ended)):
             ClutchResult(nested, self.app).forget()
@@ -252,8 +256,10 @@ class ClutchResult:
             raise ClutchTimeout(f"run {self.id} has not ended within {timeout} seconds")
         found = self.record()
         if state is State.SUCCEEDED or not propagate:
-            slots, _ = pages.expand_slots(record.Meta.loads(found.meta).last)
-            return _decode(self._store.values(self.id, slots), state, self.id)
+            last = record.Meta.loads(found.meta).last
+            wanted = list(shape.addresses(last))
+            values = iter(_decode(self._store.values(self.id, wanted), state, self.id))
+            return [shape.arrange(member, values) for member in shape.members(last)]
         if state is State.CANCELLED:
             raise ClutchCancelled(f"run {self.id} was cancelled")
         failures = record.failures(found)
@@ -263,17 +269,6 @@ class ClutchResult:
         late = f"{ClutchExpired.__module__}.{ClutchExpired.__qualname__}"
         kind = ClutchExpired if dead and all(f.exception == late for f in dead) else ClutchFailed
         raise kind(f"run {self.id} has failed: {told}{more}", failures)
-
-    def _value(self, address: str, slot: str, node: Node) -> Any:
-        if isinstance(node, plan.Parallel):
-            branches = enumerate(node.branches)
-            places = [(plan.join(address, i), branch) for i, branch in branches]
-            return [self._value(at, at, branch) for at, branch in places]
-        if isinstance(node, plan.Series):
-            last = len(node.steps) - 1
-            at = plan.join(address, last)
-            return self._value(at, slot if slot == address and address else at, node.steps[last])
-        return canvas.read_values(self._store, self.id, [slot])[0]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ClutchResult) and other.id == self.id
@@ -315,22 +310,16 @@ class _News:
         return status
 
 
-def _locate(root: plan.Series, address: str) -> tuple[str, str, plan.Node]:
-    """The node at *address* and the slot its value is in."""
+def _locate(root: plan.Series, address: str) -> plan.Node:
+    """The node at *address*."""
     node: plan.Node = root
-    at, slot = "", ""
     for part in address.split("."):
         below = plan.children(node)
         index = int(part) if part.isdecimal() else len(below)
         if index >= len(below) or str(index) != part:
             raise LookupError(f"the plan has no address {address!r}")
-        child = plan.join(at, index)
-        if isinstance(node, plan.Parallel):
-            slot = child
-        elif not (slot and index == len(below) - 1):
-            slot = ""  # only the last step of a branch writes for it
-        node, at = below[index], child
-    return at, slot or at, node
+        node = below[index]
+    return node
 
 
 def _waited_for(found: Record) -> list[str]:

@@ -169,12 +169,19 @@ def _tagged(value: Any) -> Any:
     return value
 
 
+_UNREADABLE = (
+    *(ArithmeticError, AttributeError, LookupError),
+    *(RecursionError, TypeError, ValueError),
+)
+"""What kombu raises for an envelope whose content is something else."""
+
+
 def decode_plan(data: bytes) -> Any:
     """The piece of a plan that `encode_plan` wrote."""
     try:
         # kombu's envelopes are rare and its decoder slow, so it reads only what needs it.
         return kombu_json.loads(data) if b'"__type__"' in data else orjson.loads(data)
-    except ValueError as exc:
+    except _UNREADABLE as exc:
         raise CorruptRecord(f"a stored page is not JSON: {data[:80]!r} ({exc})") from None
 
 

@@ -184,7 +184,10 @@ def loads(data: bytes) -> Node:
     """
     try:
         return _from_json(codec.decode_plan(data))
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+    except (
+        *(AttributeError, KeyError, PlanTooDeep),
+        *(RecursionError, TypeError, ValueError),
+    ) as exc:
         raise CorruptRecord(f"not a plan: {exc!r}") from None
 
 
@@ -219,13 +222,23 @@ def from_dict(data: Any, is_plain: Callable[[str], bool]) -> Node:
         options = dict(data.get("options") or {})
         return Job(name, args, kwargs, options, is_plain(name), bool(data.get("prepend")))
     nodes = [from_dict(child, is_plain) for child in data[kinds[0]]]
-    scope = Scope(**data.get("scope", {}))
+    scope = _scope_from_dict(data.get("scope", {}))
     if kinds == ["series"]:
         return series(nodes, scope)
     limit = data.get("limit")
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ValueError(f"limit is a number of at least 1, not {limit!r}")
     return parallel(nodes, scope, limit)
+
+
+def _scope_from_dict(data: Mapping[str, Any]) -> Scope:
+    scope = Scope(**data)
+    if not isinstance(scope.queue, str | None):
+        raise ValueError(f"{scope.queue!r:.80} is not the name of a queue")
+    for handler in (scope.on_failure, scope.on_success, scope.on_death):
+        if handler is not None and not isinstance(handler["task"], str):
+            raise ValueError(f"{handler!r:.80} is not a signature")
+    return scope
 
 
 def _measure(node: Series | Parallel, nodes: tuple[Node, ...]) -> None:

@@ -284,11 +284,11 @@ def forget(obj: Any, ids: Sequence[str], yes: bool) -> None:
 
 
 @clutch.command()
-@click.option("--grace", type=float, help="Seconds without an event; default clutch_grace.")
+@click.option("--grace", type=float, help="Seconds due, or without an event; default clutch_grace.")
 @click.option("--silent-for", type=float, help="Also resume what is silent for so many seconds.")
 @click.pass_obj
 def sweep(obj: Any, grace: float | None, silent_for: float | None) -> None:
-    """Resume the runs that have lost a message; print their ids."""
+    """Send again what runs have lost; print their ids."""
     for run in sweep_module.sweep(obj.app, grace=grace, silent_for=silent_for):
         click.echo(run)
 
@@ -350,6 +350,7 @@ def _each(
 def _summary(run: Summary) -> dict[str, Any]:
     """With the names of `Status`."""
     found = asdict(run)
+    del found["due"]
     for name in ("created_at", "updated_at", "ended_at"):
         found[name] = found[name] and isoformat(found[name])
     return {"id": found.pop("run"), "total": found.pop("jobs"), **found}
@@ -390,7 +391,7 @@ def _read(store: ResultStore, id: str) -> Summary:
     meta = record.Meta.loads(found.meta)
     counts = meta.jobs, found.done, found.failing, found.dead
     times = found.created_at, found.updated_at, found.ended_at
-    return Summary(id, meta.name, meta.tags, found.state, *counts, *times)
+    return Summary(id, meta.name, meta.tags, found.state, *counts, *times, len(found.due))
 
 
 def _look(store: ResultStore, id: str | None, known: Mapping[str, Summary]) -> dict[str, Summary]:

@@ -12,7 +12,7 @@ from typing import Any
 from celery import Celery
 from kombu.utils.uuid import uuid
 
-from ..compile import canvas, compat
+from ..compile import canvas
 from ..errors import ClutchError, ConfigurationError
 from ..extend.plugins import runtime
 from ..extend.settings import REDIS_SCHEMES
@@ -114,9 +114,8 @@ def _backend(app: Celery, timeout: float) -> Findings:
         yield _warning("task_always_eager is set", "Unset it where workers are to run the jobs.")
         return
     backend = app.backend
-    if not compat.supports_chords(backend):
-        what = "there is no result backend, or it cannot do chords"
-        yield _problem(what, "Set result_backend: what follows a parallel step needs it.")
+    if not app.conf.result_backend:
+        yield _ok("there is no result backend, and clutches need none")
         return
     try:
         backend.get_state(f"clutch-doctor-{uuid()}")
@@ -124,7 +123,7 @@ def _backend(app: Celery, timeout: float) -> Findings:
         what = f"the result backend cannot be reached: {exc}"
         yield _problem(what, "Start it, or correct result_backend.")
         return
-    yield _ok(f"the result backend {backend.as_uri()} can be reached, and does chords")
+    yield _ok(f"the result backend {backend.as_uri()} can be reached")
 
 
 def _store(app: Celery, timeout: float) -> Findings:
@@ -205,7 +204,7 @@ def _workers(app: Celery, timeout: float) -> Findings:
     strangers = [
         name
         for name, tasks in sorted(registered.items())
-        if canvas.EXPAND not in {task.partition(" ")[0] for task in tasks}
+        if canvas.ADVANCE not in {task.partition(" ")[0] for task in tasks}
     ]
     if strangers:
         what = f"workers that know nothing of clutches: {_listed(strangers)}"

@@ -1,7 +1,8 @@
-"""Find runs that have lost a message, and take them up again.
+"""Find what was lost, and send it again.
 
-The store shows what the broker has lost: a step whose members all have results, while nothing of
-the next has begun and nothing else of the run is under way.
+The store knows what is due and has not begun, and whose owners have died; a run without an event
+for the grace period has perhaps lost a message that had arrived. All of that is sent again, in the
+same generation, and waits twice as long each time: a copy is harmless, so nothing needs guessing.
 """
 
 from __future__ import annotations
@@ -9,62 +10,72 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
 
+import orjson
 from celery import Celery, shared_task
 
-from ..compile import record
-from ..errors import ClutchError, RunNotFound
+from ..compile import pages, record
+from ..compile.header import job_due
+from ..errors import ClutchError
 from ..extend.plugins import runtime
 from ..handle import tree
 from ..handle.result import ClutchResult
-from ..model import plan
-from ..model.plan import Job, Parallel
 from ..model.status import State
-from ..runtime.attempt import nested_succeeded, too_late
-from ..runtime.handlers import describe, fail
+from ..runtime import advance
+from ..runtime.attempt import too_late
+from ..runtime.handlers import describe
 from ..runtime.internal import InternalTask
-from ..stores.base import Execution, Record, ResultStore, listed
+from ..stores.base import Due, Lease, Record, ResultStore, Summary
 
 logger = logging.getLogger(__name__)
 
+LOOK = "look"
+"""What is due to a run in which nothing happens: that its plan is looked through for what is left.
+It is recorded only to wait twice as long the next time."""
+
 
 def sweep(app: Celery, *, grace: float | None = None, silent_for: float | None = None) -> list[str]:
-    """Resume every run that has lost a message; their ids.
+    """Send again what was lost; the ids of the runs it was lost from.
 
-    Nothing that has a result runs again, and what is under way is not disturbed: a run is resumed
-    if nothing in it has begun without an outcome, and no task that is not a ClutchTask, which does
-    not say that it begins, is next. The next time the same run has to be longer without an event,
-    twice as long each time, because its messages may only be far back in a queue.
-    Runs past their deadline (``Clutch(expires=)``) that nobody has started are failed.
+    Nothing that has a result runs again, what has a time to begin at is left alone until then, and
+    what is under way is not disturbed. What was sent again waits twice as long the next time,
+    because it may only be far back in a queue. Runs past their deadline (``Clutch(expires=)``)
+    that nobody has started are failed.
 
     Args:
         app: the Celery app.
-        grace: seconds without an event before a run is looked at; default ``clutch_grace``.
+        grace: seconds for which something is due, or a run is without an event, before it is looked
+            at; default ``clutch_grace``.
         silent_for: also resume every run that is RUNNING and has had no event for so many seconds,
-            whether or not something seems to be under way: a lost queue, a worker killed in a job.
-            A job that runs for longer than that is run twice.
+            for what no lease can see: tasks that are not a ClutchTask. A job that runs for
+            longer than that is run twice.
     """
-    wait = runtime(app).settings.grace if grace is None else grace
-    seen: set[str] = set()
-    resumed: list[str] = []
-    running = listed(runtime(app).store, state=State.RUNNING)
-    for run in [summary.run for summary in running]:
+    own = runtime(app)
+    wait = own.settings.grace if grace is None else grace
+    owners = own.store.owners()
+    alive = {owner for owner, left in owners.items() if left > 0}
+    lapsed = owners.keys() - alive
+    found: list[str] = []
+    for summary in _unfinished(own.store):
         try:
-            root = _root(app, run)
-            if root.id not in seen:
-                seen.add(root.id)
-                if _sweep_one(app, root, wait, silent_for):
-                    resumed.append(root.id)
-        except RunNotFound:
-            pass  # it has expired meanwhile
+            quiet = time.time() - summary.updated_at
+            silent = silent_for is not None and quiet >= silent_for
+            if silent and summary.state is State.RUNNING:
+                sent = ClutchResult(summary.run, app).resume()
+            else:
+                sent = _Look(app, summary, alive, bool(lapsed), wait).sweep()
+            if sent:
+                found.append(summary.run)
         except ClutchError:
-            logger.exception("run %s could not be swept", run)
-    return resumed
+            logger.exception("run %s could not be swept", summary.run)
+        except Exception:  # one run never stops the sweep for the others
+            logger.exception("run %s could not be swept", summary.run)
+    if lapsed:
+        own.store.retire(sorted(lapsed))
+    return found
 
 
 @shared_task(name="celery_clutch.sweep", base=InternalTask, bind=True)
@@ -89,126 +100,173 @@ def prune_all(store: ResultStore, limit: int = 1000) -> int:
     return total
 
 
-@dataclass
+def _unfinished(store: ResultStore, count: int = 500) -> Iterator[Summary]:
+    cursor, more = "", True
+    while more:
+        found, cursor = store.unfinished(cursor, count)
+        yield from found
+        more = bool(cursor)
+
+
 class _Look:
     """One run, as the sweep sees it. What is large is read only where it is needed."""
 
-    app: Celery
-    found: Record
-    meta: record.Meta
-    nested: list[_Look]
+    def __init__(
+        self, app: Celery, summary: Summary, alive: Collection[str], lapsed: bool, grace: float
+    ) -> None:
+        self.app = app
+        self.store = runtime(app).store
+        self.summary = summary
+        self.run = summary.run
+        self.alive = alive
+        self.lapsed = lapsed
+        self.grace = grace
+        self.now = time.time()
 
     @cached_property
-    def executions(self) -> Mapping[str, Execution]:
-        return runtime(self.app).store.executions(self.found.run)
+    def leases(self) -> dict[str, Lease]:
+        return self.store.leases(self.run)
 
     @cached_property
-    def tree(self) -> tree.Tree:
-        handle = ClutchResult(self.found.run, self.app)
-        return tree.build(handle.plan(), self.found, self.executions)
+    def found(self) -> Record | None:
+        return self.store.read(self.run)
 
-    def family(self) -> Iterator[_Look]:
-        yield self
-        for each in self.nested:
-            yield from each.family()
+    def sweep(self) -> bool:
+        """Send again what is overdue; whether there was anything."""
+        quiet = self.now - self.summary.updated_at >= self.grace
+        if not (self.lapsed or self.summary.due or quiet):
+            return False
+        if self.lapsed and self.summary.state is not State.CANCELLED:
+            self._free()
+        found = self.found
+        if found is None:
+            return False
+        if quiet and found.state is State.RUNNING and self._expire(found):
+            return True
+        overdue = [key for key, due in found.due.items() if key != LOOK and self._is_over(due)]
+        if overdue:
+            self._send(found, overdue)
+            return True
+        if found.state is not State.RUNNING or not quiet or self._waits(found):
+            return False
+        return self._look(found)
 
-    @property
-    def idle(self) -> bool:
-        """Whether no job has begun without an outcome, and none waits for its retry."""
-        begun = {at for at, each in self.executions.items() if each.starts and " " not in at}
-        return not self.found.failing and begun <= set(self.found.held)
+    def _free(self) -> None:
+        """What a process had that has died is due at once."""
+        dead = {
+            job_due(lease.page, address): 0.0
+            for address, lease in self.leases.items()
+            if lease.owner not in self.alive
+        }
+        if dead:
+            self.store.remind(self.run, dead)
 
+    def _is_over(self, due: Due) -> bool:
+        wait: float = self.grace * 2 ** min(due.tries, 10)
+        return self.now >= due.since + wait
 
-def _sweep_one(app: Celery, root: ClutchResult, grace: float, silent_for: float | None) -> bool:
-    look = _look(app, root)
-    members = [each for each in look.family() if each.found.state is State.RUNNING]
-    quiet = time.time() - max((each.found.updated_at for each in members), default=time.time())
-    if silent_for is not None and members and quiet >= silent_for:
-        return root.resume()
-    if quiet < grace * 2 ** min(look.found.generation, 10) or not all(m.idle for m in members):
-        return False
-    late = [each for each in members if 0 < each.meta.expires < time.time()]
-    for each in late:
-        _expire(app, each)
-    if late or not any(_is_broken(app, each) for each in members):
-        return False
-    logger.warning("run %s has lost a message, and is resumed", root.id)
-    return root.resume()
+    def _waits(self, found: Record) -> bool:
+        """Whether the run waits for something that is to begin later, or has been looked through
+        since its last event."""
+        look = found.due.get(LOOK)
+        if look is not None and look.since > found.updated_at:
+            return not self._is_over(look)
+        return any(due.since > self.now for due in found.due.values())
 
+    def _send(self, found: Record, overdue: list[str]) -> None:
+        """Send what is due, again."""
+        logger.warning("run %s has lost something, which is sent again: %s", self.run, overdue)
+        self.store.tried(self.run, overdue)
+        meta = record.Meta.loads(found.meta)
+        outbox = advance.Outbox(
+            self.app, meta.origin(self.run, found.generation), self._busy(), self._dead(found)
+        )
+        told = []
+        for key in overdue:
+            kind, _, rest = key.partition(" ")
+            if kind == "page":
+                outbox.rest(rest)
+            elif kind == "job":
+                page, _, address = rest.partition(" ")
+                outbox.job(page, address, self._attempts(found, address))
+            else:
+                told.append(key)
+        outbox.send()
+        for key in told:
+            advance.tell(self.app, self.run, key)
+        if told:
+            self.store.published(self.run, told)
 
-def _root(app: Celery, run: str) -> ClutchResult:
-    """The run that *run* is nested in, however deep, as long as it waits for it."""
-    while True:
-        handle = ClutchResult(run, app)
-        parent = record.Meta.loads(handle.record().meta).parent
-        if parent is None or runtime(app).store.peek(parent.header["run"]) is None:
-            return handle
-        run = parent.header["run"]
-
-
-def _look(app: Celery, handle: ClutchResult) -> _Look:
-    found = handle.record()
-    nested = []
-    for runs in record.held_runs(found).values():
-        for run in runs:
-            with suppress(RunNotFound):
-                nested.append(_look(app, ClutchResult(run, app)))
-    return _Look(app, found, record.Meta.loads(found.meta), nested)
-
-
-def _is_broken(app: Celery, look: _Look) -> bool:
-    """Whether an idle run lacks a message that the store knows should have been."""
-    store = runtime(app).store
-    for held in map(record.Held.loads, look.found.held.values()):
-        if held.runs and nested_succeeded(store, held):
-            return True  # what completes the job that nested them
-    search = _Search()
-    search.through(look.tree.plan, look.tree.root, ready=True)
-    return (search.gap and not search.unknown) or _done(look.tree.root)
-
-
-@dataclass(slots=True)
-class _Search:
-    """Looks for steps that have not begun though all before them is done.
-
-    Attributes:
-        gap: there is one.
-        unknown: a task that is not a ClutchTask may be under way: those do not say that they begin.
-    """
-
-    gap: bool = False
-    unknown: bool = False
-
-    def through(self, node: plan.Node, drawn: tree.Node, *, ready: bool) -> None:
-        """*ready* says that everything before *node* is done."""
-        if isinstance(node, Job):
-            self.unknown |= ready and node.plain and drawn.state == "waiting"
-            return
-        before = True
-        for child, below in zip(plan.children(node), drawn.below, strict=True):
-            self.through(child, below, ready=ready and before)
-            before = isinstance(node, Parallel) or (before and _done(below))
-        if isinstance(node, Parallel):
-            # The lanes of a narrow parallel are never all idle before its end.
-            done = [*map(_done, drawn.below)]
-            self.gap |= node.limit is not None and any(done) and not all(done)
+    def _look(self, found: Record) -> bool:
+        """Look through the plan for jobs that should be under way and are not."""
+        if found.due.get(LOOK) is None:
+            self.store.remind(self.run, {LOOK: self.now})
         else:
-            for one, following in pairwise(drawn.below):
-                self.gap |= _done(one) and following.states.keys() == {"waiting"}
+            self.store.tried(self.run, [LOOK])
+        meta = record.Meta.loads(found.meta)
+        waiting = self._waiting(found)
+        outbox = advance.Outbox(
+            self.app, meta.origin(self.run, found.generation), waiting, self._dead(found)
+        )
+        outbox.rest(pages.ROOT)
+        outbox.chains = [tasks for tasks in outbox.chains if not advance.is_plain(tasks)]
+        held = [address for address in found.held if address not in self.leases]
+        for address in held:
+            self._recover(found, address)
+        if not outbox.chains:
+            return False
+        logger.warning("run %s has lost a message, which is sent again", self.run)
+        outbox.send()
+        return True
 
-
-def _done(node: tree.Node) -> bool:
-    return node.states.keys() == {"done"}
-
-
-def _expire(app: Celery, look: _Look) -> None:
-    """Fail a run past its deadline, in the name of its first job that has not begun."""
-    found = look.found
-    for node in look.tree.walk():
-        if node.kind == "job" and node.state == "waiting":
-            header = look.meta.origin(found.run, found.generation).elsewhere(
-                node.address, node.address
-            )
-            failure = describe(too_late(header), node.address, node.task, None)
-            fail(app, header, replace(failure, final=True), os.urandom(8).hex())
+    def _recover(self, found: Record, address: str) -> None:
+        """A job waits for nested runs: one that is gone will never report."""
+        held = record.Held.loads(found.held[address])
+        if held.replaced:
             return
+        for nested in held.runs:
+            if self.store.peek(nested) is None:
+                meta = record.Meta.loads(found.meta)
+                header = advance.header_of(
+                    self.app, meta.origin(self.run, found.generation), address
+                )
+                advance.wait_for_nested(self.app, header, found.held[address])
+                return
+
+    def _busy(self) -> set[str]:
+        return {at for at, lease in self.leases.items() if lease.owner in self.alive}
+
+    def _waiting(self, found: Record) -> set[str]:
+        """The jobs that need no message now."""
+        due = {key.split(" ")[2] for key in found.due if key.startswith("job ")}
+        return self._busy() | set(found.held) | due
+
+    def _dead(self, found: Record) -> set[str]:
+        """The jobs that have no further attempt in this generation."""
+        return {
+            address
+            for address, data in found.failures.items()
+            if address not in found.finished and orjson.loads(data)["final"]
+        }
+
+    def _attempts(self, found: Record, address: str) -> int:
+        """How many attempts of a job have failed."""
+        data = found.failures.get(address)
+        return int(orjson.loads(data)["attempt"]) if data else 0
+
+    def _expire(self, found: Record) -> bool:
+        """Fail a run past its deadline, in the name of its first job that has not begun."""
+        meta = record.Meta.loads(found.meta)
+        if not 0 < meta.expires < self.now:
+            return False
+        handle = ClutchResult(self.run, self.app)
+        drawn = tree.build(handle.plan(), found, self.store.executions(self.run))
+        for node in drawn.walk():
+            if node.kind == "job" and node.state == "waiting":
+                origin = meta.origin(self.run, found.generation)
+                header = advance.header_of(self.app, origin, node.address)
+                failure = describe(too_late(header), node.address, node.task, None)
+                token = os.urandom(8).hex()
+                advance.fail(self.app, header, replace(failure, final=True), token)
+                return True
+        return False

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-import orjson
 from celery import Celery
 
-from .. import signals
-from ..compile import canvas, publish, record
-from ..compile.header import Header
-from ..errors import ClutchExpired, JobLost
-from ..extend import observers
+from ..compile import canvas, record
+from ..compile.header import NAME, Header
+from ..errors import ClutchExpired, JobLost, StoreUnavailable
 from ..extend.plugins import runtime
 from ..model import codec
 from ..model.data import Data
-from ..model.events import JobFinished, JobStarted
-from ..model.status import State, isoformat
-from ..stores.base import Begun, Completed, ResultStore
-from .handlers import announce, describe, fail, finished, report, settled
+from ..model.events import JobStarted
+from ..model.status import isoformat
+from ..stores.base import Begun, Completed, ResultStore, Verdict
+from . import advance, leases
+from .handlers import describe
+
+FRESH = 5.0
+"""Seconds for which what is due is left to the execution that has made it due."""
 
 
 class Attempt:
     """One execution of a job: its place in the run, and what it tells the store."""
 
-    def __init__(self, app: Celery, header: Header, request: Any, task: str) -> None:
+    def __init__(
+        self, app: Celery, header: Header, request: Any, task: str, turn: int | None = None
+    ) -> None:
         self.app = app
+        self.turn = header.turn(request) if turn is None else turn
         self.header = header
         self.request = request
         self.task = header.task or task
@@ -37,6 +42,8 @@ class Attempt:
         self.token = os.urandom(8).hex()
         self.nested: list[canvas.Prepared] = []
         self.replaced = False
+        self.away: StoreUnavailable | None = None  # raised by the store while the job was running
+        self.ended_by: BaseException | None = None  # recorded as what the job died of
         self.previous: list[Any] | None = None
         self.started = time.time()
         self._clock = time.perf_counter()
@@ -59,7 +66,11 @@ class Attempt:
         return self._data
 
     def _load_data(self) -> dict[str, bytes]:
-        return self.store.patiently(self.store.data, self.header.run) or {}
+        try:
+            return self.store.patiently(self.store.data, self.header.run) or {}
+        except StoreUnavailable as exc:
+            self.away = exc
+            raise
 
     def outcome(self, value: Any) -> record.Held:
         """What the job has returned, and what it has changed.
@@ -76,76 +87,73 @@ class Attempt:
         )
 
     def begin(self) -> Begun:
-        header = self.header
-        limit = self.runtime.settings.max_starts
+        """Ask the store whether to run; a job whose owner has died is free."""
+        owner = leases.ensure(self.runtime)
+        begun = self._begin(owner, "")
+        if begun.verdict is Verdict.BUSY and not leases.is_alive(self.runtime, begun.owner):
+            begun = self._begin(owner, begun.owner)
+        return begun
+
+    def _begin(self, owner: str, lapsed: str) -> Begun:
+        header, turn = self.header, self.turn
+        receipts = header.receipts
+        if turn and header.due not in receipts:
+            receipts = (*receipts, header.due)
         return self.store.patiently(
-            self.store.begin, header.run, header.at, header.slot, header.generation, limit
+            self.store.begin,
+            header.run,
+            header.at,
+            header.generation,
+            owner=owner,
+            limit=self.runtime.settings.max_starts,
+            turn=turn,
+            page=header.page,
+            receipts=receipts,
+            lapsed=lapsed,
         )
+
+    def release(self) -> None:
+        """Let go of a job that ends without an outcome."""
+        header = self.header
+        self.store.patiently(self.store.release, header.run, header.at, leases.owner(), self.turn)
 
     def encode(self, value: Any) -> bytes:
         return codec.encode_result(value, self.header.at, self.runtime.settings.max_result_bytes)
 
     def complete(self, outcome: record.Held) -> Completed:
-        """Record *outcome*, and send the handlers that are due."""
-        header = self.header
-        done = self.store.patiently(
-            self.store.complete,
-            header.run,
-            header.at,
-            header.slot,
-            outcome.value,
-            generation=header.generation,
-            token=self.token,
-            job=not header.close,
-            settles=header.settled_by_completion(
-                alone=observers.heard(self.runtime, signals.clutch_step_settled)
-            ),
-            joins=header.joins(),
-            changes=outcome.changes,
-            info=outcome.info,
-        )
-        if done.fresh and not header.close:
-            observers.emit(
-                self.runtime, signals.clutch_job_finished, lambda: self.finished(outcome)
-            )
-        if done.settled:
-            settled(self.app, header, done.settled, failed=bool(done.report))
-        if done.report:
-            report(self.app, header.run, done.report)
-        if done.succeeded:
-            announce(self.app, header.run, "on_success", "")
-            finished(self.app, header.run)
-        if done.joined and header.join:
-            publish.go_past(self.app, self.request, header.run, header.join)
-        return done
-
-    def where(self) -> tuple[str, int, str, str, str, int]:
-        """The job and its attempt, as events tell them."""
+        """Record *outcome*, and send what follows."""
         header, task_id = self.header, str(getattr(self.request, "id", "") or "")
-        return header.run, header.generation, header.at, self.task, task_id, self.number
+        chain: Sequence[Any] = getattr(self.request, "chain", None) or ()
+        begins = advance.begins_at(chain[-1].get("options") or {}) if chain else None
+        done = advance.completion(
+            header, outcome.value, outcome.changes, outcome.info, self.token, begins
+        )
+        event = advance.finished_event(header, self.task, task_id, outcome.info)
+        return advance.complete(self.app, header, done, event, chain)
+
+    def repeat(self) -> bool:
+        """The job has its result, from a message before this one: send what has been due for long.
+
+        Returns False if something is due that the execution before may be about to send.
+        """
+        header = self.header
+        done = advance.completion(header, b"", {}, b"", self.token)
+        answer = self.store.patiently(self.store.complete, done)
+        if not answer.due:
+            return True
+        found = self.store.patiently(self.store.read, header.run)
+        known = found.due if found else {}
+        recent = time.time() - FRESH
+        if any(known[key].since > recent for key in answer.due if key in known):
+            return False
+        origin = replace(header.origin, generation=answer.generation)
+        advance.follow(self.app, origin, answer.due, answer.pages)
+        return True
 
     def started_event(self) -> JobStarted:
-        return JobStarted(*self.where(), self.started, self.header.context)
-
-    def finished(self, outcome: record.Held) -> JobFinished:
-        info = orjson.loads(outcome.info) if outcome.info else {}
-        run, generation, address, task, task_id, number = self.where()
-        return JobFinished(
-            run,
-            generation,
-            address,
-            task,
-            task_id,
-            attempt=info.get("attempt", number),
-            at=time.time(),
-            seconds=info.get("seconds", 0.0),
-            context=self.header.context,
-        )
-
-    def join(self) -> None:
-        """The job has its result, from a message before this one: be counted in its barrier."""
-        if self.header.join:
-            self.complete(record.Held())
+        header, task_id = self.header, str(getattr(self.request, "id", "") or "")
+        where = header.run, header.generation, header.at, self.task, task_id, self.number
+        return JobStarted(*where, self.started, header.context)
 
     def fail(
         self,
@@ -154,36 +162,30 @@ class Attempt:
         final: bool,
         traceback: TracebackType | str | None = None,
         number: int | None = None,
+        retry_at: float | None = None,
     ) -> None:
-        """Record a failed attempt, and send the handlers that are due."""
+        """Record a failed attempt, and send what follows; *retry_at* says when the next is due."""
         failure = describe(exc, self.header.at, self.task, self.request, traceback)
         failure = replace(failure, attempt=number or self.number, final=final)
-        fail(self.app, self.header, failure, self.token)
+        advance.fail(self.app, self.header, failure, self.token, retry_at=retry_at)
 
     def previous_results(self) -> list[Any]:
         """The previous results, read once."""
         if self.previous is None:
-            self.previous = canvas.previous_values(self.store, self.header)
+            try:
+                self.previous = canvas.previous_values(self.store, self.header)
+            except StoreUnavailable as exc:
+                self.away = exc
+                raise
         return self.previous
 
 
-def complete_held(attempt: Attempt, held: record.Held) -> None:
-    """Complete a job with what it was holding, and with what nested runs changed of its data.
-
-    Raises:
-        MissingResult: a nested run that shares the data is gone.
-    """
-    changes = dict(held.changes)
-    for run in held.shared:
-        changes.update(canvas.shared_changes(attempt.store, run))
-    info = record.with_nested(held.info, held.runs)
-    attempt.complete(replace(held, changes=changes, info=info))
-
-
-def nested_succeeded(store: ResultStore, held: record.Held) -> bool:
-    """Whether every run that the job waits for has succeeded."""
-    peeked = map(store.peek, held.runs)
-    return all(each is not None and each[0] is State.SUCCEEDED for each in peeked)
+def put_off(task: Any, header: Header, countdown: float) -> None:
+    """Send the message of the running *task* again, for later."""
+    headers = {**(task.request.headers or {}), NAME: header.to_dict()}
+    task.signature_from_request(
+        task.request, retries=task.request.retries, countdown=countdown, headers=headers
+    ).apply_async()
 
 
 def too_late(header: Header) -> ClutchExpired:

@@ -8,43 +8,37 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from celery import Task, shared_task, signals
-from celery.canvas import Signature
 from celery.exceptions import (
     ChordError,
     Ignore,
     NotRegistered,
     TaskRevokedError,
-    TimeLimitExceeded,
     WorkerLostError,
 )
 from celery.worker.control import inspect_command
 
-from ..compile import canvas, compat, pages, publish
-from ..compile.header import NAME, Header, Lane
-from ..compile.pages import Item
-from ..compile.record import Held
-from ..errors import (
-    ConfigurationError,
-    CorruptRecord,
-    MissingResult,
-    NestedClutchFailed,
-    StoreUnavailable,
-)
+from ..compile import canvas, compat, record
+from ..compile.header import NAME, Header
+from ..errors import ConfigurationError, CorruptRecord, MissingResult, StoreUnavailable
 from ..extend.plugins import runtime
-from ..model import codec
 from ..model.status import State
-from ..stores.base import Begun, Verdict
-from .attempt import Attempt, complete_held, too_late
-from .handlers import announce, describe, fail
+from ..stores.base import Verdict
+from . import advance
+from .attempt import FRESH, Attempt, put_off, too_late
+from .handlers import describe
 from .task import ClutchTask
 
 logger = logging.getLogger(__name__)
+
+
+COLLECTS = 1_000_000
+"""The turn of what collects a value: later than any attempt of the job itself."""
 
 
 class InternalTask(Task):
@@ -58,11 +52,11 @@ class InternalTask(Task):
     acks_late = True
     typing = False
 
-    def attempt(self) -> Attempt:
-        """The attempt of this request. Internal tasks in a run always have a header."""
+    def header(self) -> Header:
+        """The header of this request. Internal tasks in a run always have one."""
         header = Header.of(self.request)
         assert header is not None, f"{self.name} was sent without a {NAME} header"
-        return Attempt(self.app, header, self.request, self.name)
+        return header
 
     @property
     def awaited(self) -> bool:
@@ -70,129 +64,49 @@ class InternalTask(Task):
         request = self.request
         return bool(request.chord or request.chain or request.callbacks)
 
-    def give_way(self, other: Signature) -> Any:
-        """Put *other* in this task's place; where nothing waits for it that is to send it."""
-        if not self.awaited:
-            return publish.send(self.app, other)
-        canvas.drop_own_errbacks(self.request)
-        return publish.replace(self, other)
 
-
-def _undone(attempt: Attempt, items: Sequence[Item]) -> Sequence[Item]:
-    """*items* without what has a result already, which only in a resumed run can be."""
-    if not attempt.header.generation:
-        return items
-    slots = list(pages.slots(items))
-    store = attempt.store
-    return pages.without(items, store.patiently(store.finished, attempt.header.run, slots))
-
-
-def _begin(attempt: Attempt) -> Begun | None:
-    """What the store says; None when it is done already.
-
-    Raises:
-        Ignore: the message is of an older generation, or its run was cancelled.
-    """
-    begun = attempt.begin()
-    if begun.verdict is Verdict.DROP:
-        raise Ignore(f"run {attempt.header.run} was cancelled, resumed or forgotten")
-    if begun.verdict is Verdict.DONE:
-        attempt.join()
-        return None
-    return begun
-
-
-@shared_task(name=canvas.EXPAND, base=InternalTask, bind=True)
-def expand(self: InternalTask, page: str) -> Any:
-    """Compile a page and put it in this task's place."""
-    attempt = self.attempt()
-    header, store = attempt.header, attempt.store
+@shared_task(name=canvas.ADVANCE, base=InternalTask, bind=True)
+def advance_page(self: InternalTask, page: str, rest: bool = False) -> None:
+    """Send a page; with *rest* what is left of the run from that page on."""
+    header = self.header()
+    store = runtime(self.app).store
     peeked = store.patiently(store.peek, header.run)
     if peeked is None or peeked[0] is State.CANCELLED or peeked[1] != header.generation:
         raise Ignore(f"run {header.run} was cancelled, resumed or forgotten")
-    items = _undone(attempt, canvas.load_page(store, header.run, page))
-    compiled = canvas.Compiler(self.app, header).page(items, counted=bool(self.request.chord))
-    return None if compiled is None else self.give_way(compiled)
-
-
-@shared_task(name=canvas.LANE, base=InternalTask, bind=True)
-def lane(self: InternalTask) -> Any:
-    """Put the next branch of a narrow parallel, and this lane behind it, in this task's place."""
-    attempt = self.attempt()
-    header, store = attempt.header, attempt.store
-    own = header.lane
-    assert own is not None
-    number = store.patiently(
-        store.take, header.run, own["at"], str(own["lane"]), own["number"], header.generation
-    )
-    if number < 0:
-        raise Ignore(f"run {header.run} was cancelled, resumed or forgotten, or the lane went on")
-    if number >= own["width"]:
-        return None
-    (chunk,) = canvas.load_page(store, header.run, pages.lane_page(own["at"], number))
-    assert isinstance(chunk, pages.ParallelItem)
-    here = Lane(**{**own, "number": number})
-    compiler = canvas.Compiler(self.app, replace(header, lane=here))
-    branch = compiler.page(_undone(attempt, chunk.branches[number % pages.LANE]))
-    following = compiler.lane(here, bool(self.request.chord))
-    return self.give_way(publish.followed(branch, [following]) if branch else following)
-
-
-@shared_task(name=canvas.CLOSE, base=InternalTask, bind=True)
-def close(self: InternalTask, scope: str | None = None) -> None:
-    """Gather the results of a parallel, or tell of the end of a subtree, or just end a chord."""
-    if Header.of(self.request) is None:
-        return
-    attempt = self.attempt()
-    if not _begin(attempt):
-        publish.follow(self)
-        return
-    data = b"null"
-    if attempt.header.previous:
-        slots, _ = pages.expand_slots(attempt.header.previous)
-        values = canvas.read_raw(attempt.store, attempt.header.run, slots)
-        data = b"[" + b",".join(values) + b"]"
-    done = attempt.complete(Held(data))
-    if scope is not None and done.fresh:
-        announce(self.app, attempt.header.run, "on_success", scope)
-    publish.follow(self)
+    outbox = advance.Outbox(self.app, header.origin)
+    try:
+        if rest:
+            outbox.rest(page)
+        else:
+            outbox.expanded(page)
+    except (MissingResult, CorruptRecord) as exc:
+        advance.unreadable(self.app, header.origin, page, exc)
+        raise
+    outbox.send()
 
 
 @shared_task(name=canvas.COLLECT, base=InternalTask, bind=True)
-def collect(self: InternalTask, value: Any = None) -> Any:
-    """Stash what the task before returned: one that is not a ClutchTask, or a replacement."""
-    attempt = self.attempt()
-    begun = _begin(attempt)
-    if begun is None:
-        return publish.follow(self)
+def collect(
+    self: InternalTask, value: Any = None, changes: Mapping[str, str | None] | None = None
+) -> Any:
+    """Record what the task before returned: one that is not a ClutchTask, or a replacement."""
+    attempt = Attempt(self.app, self.header(), self.request, self.name, COLLECTS)
+    begun = attempt.begin()
+    if begun.verdict is Verdict.DROP or begun.verdict is Verdict.BUSY:
+        raise Ignore(f"run {attempt.header.run} was cancelled, resumed or forgotten, or a copy ran")
+    if begun.verdict is Verdict.DONE:
+        if not attempt.repeat():
+            put_off(self, attempt.header, FRESH)
+        self.request.chain = None
+        return None
     try:
         data = attempt.encode(value)
     except Exception as exc:
         attempt.fail(exc, final=True)
         raise
-    held = Held() if begun.held is None else Held.loads(begun.held)
-    attempt.complete(Held(data, changes=held.changes))
-    publish.follow(self)
+    attempt.complete(record.Held(data, changes=record.changes_from_json(changes or {})))
+    self.request.chain = None
     return value if self.request.callbacks else None  # for the links of the job itself
-
-
-@shared_task(name=canvas.SETTLE, base=InternalTask, bind=True)
-def settle(self: InternalTask, *_: Any) -> Any:
-    """Complete a job with the value it was holding: the clutches nested in it have succeeded."""
-    attempt = self.attempt()
-    begun = _begin(attempt)
-    if begun is None:
-        return publish.follow(self)
-    try:
-        if begun.held is None:
-            raise NestedClutchFailed(f"the value of job {attempt.header.at} is no longer held")
-        held = Held.loads(begun.held)
-        complete_held(attempt, held)
-    except (NestedClutchFailed, MissingResult, CorruptRecord) as exc:
-        attempt.fail(exc, final=True)
-        raise
-    publish.follow(self)
-    return codec.decode_result(held.value) if self.request.callbacks else None
 
 
 @shared_task(name=canvas.ON_ERROR, base=InternalTask)
@@ -220,17 +134,28 @@ def _record(app: Any, header: Header, request: Any, exc: Any, traceback: Any) ->
         return  # a header task has failed, and has recorded that itself
     if not isinstance(exc, BaseException):
         exc = RuntimeError(str(exc) if exc else f"task {request} failed")
-    task = getattr(request, "task", "") or ""
-    failure = describe(exc, header.at, task, request, traceback or "")
-    number = int(getattr(request, "retries", 0) or 0) + 1
-    lost = isinstance(exc, (WorkerLostError, TimeLimitExceeded))
     store = runtime(app).store
-    if not lost and store.patiently(store.finished, header.run, [header.slot]):
-        # The job has its result, so what failed is Celery's own work behind it: sending what
-        # follows.
-        header = header.elsewhere(header.at, f"{header.at}>")
+    if store.patiently(store.finished, header.run, [header.at]):
+        return  # what failed is Celery's own work behind a job that has its result
+    task = getattr(request, "task", "") or ""
+    number = int(getattr(request, "retries", 0) or 0) + 1
+    # What stands in the place of a job has no header, and no lease that could run out.
+    leased = isinstance(app.tasks.get(task), ClutchTask) and Header.of(request) is not None
+    if leased and isinstance(exc, WorkerLostError):
+        _give_back(app, header, number)
+        return
+    failure = describe(exc, header.at, task, request, traceback or "")
     failure = replace(failure, attempt=number, final=True)
-    fail(app, header, failure, os.urandom(8).hex())
+    advance.fail(app, header, failure, os.urandom(8).hex())
+
+
+def _give_back(app: Any, header: Header, number: int) -> None:
+    """The process that ran a job is gone: another gets it, once its lease has run out."""
+    own = runtime(app)
+    own.store.patiently(own.store.remind, header.run, {header.due: time.time()})
+    outbox = advance.Outbox(app, header.origin)
+    outbox.job(header.page, header.at, number - 1)
+    outbox.send()
 
 
 @signals.task_revoked.connect(weak=False)
@@ -238,7 +163,10 @@ def _on_revoked(sender: Any = None, request: Any = None, **info: Any) -> None:
     """Revoked and expired jobs have no errback."""
     expired = info.get("expired")
     exc: Exception = TaskRevokedError("expired" if expired else "revoked")
-    header = Header.of(request)
+    try:
+        header = Header.of(request)
+    except CorruptRecord:
+        return
     if expired and header and header.expires and time.time() > header.expires:
         exc = too_late(header)
     _record_signal(sender.app, request, exc)

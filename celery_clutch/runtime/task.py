@@ -1,8 +1,8 @@
 """ClutchTask: what happens around a job in the worker, in at most two store round trips.
 
-``begin`` asks whether to run, then comes the task's own function, then ``complete`` or ``fail``.
-All of it is in ``__call__``: ``on_success`` and the signals come after Celery has sent the next
-step (5.3 to 5.7).
+``begin`` asks whether to run, then comes the task's own function, then ``complete`` or ``fail``,
+and what those answer is due is sent. All of it is in ``__call__``: ``on_success`` and the signals
+come after Celery has sent the next step (5.3 to 5.7).
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
-from celery import Celery, Task, chord
+from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 
 from .. import signals
-from ..compile import canvas, compat, pages, publish, record
+from ..compile import canvas, compat, publish, record
 from ..compile.header import NAME, Header
-from ..compile.pages import Expand
 from ..errors import AlreadyEngaged, JobLost, ResultError, StoreUnavailable
 from ..extend import observers
-from ..extend.plugins import runtime
+from ..model import shape
 from ..model.data import Data
-from ..model.status import State
 from ..stores.base import Verdict
-from .attempt import Attempt, complete_held, lost, nested_succeeded, too_late
+from . import advance
+from .attempt import FRESH, Attempt, lost, put_off, too_late
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,8 @@ class ClutchTask(Task):
         try:
             return self._around(attempt, args, kwargs)
         except StoreUnavailable as exc:
+            if exc is attempt.ended_by:  # the job's own, and recorded
+                raise
             self._put_off(attempt, exc)
 
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
@@ -132,49 +135,56 @@ class ClutchTask(Task):
         attempt = _attempt(self)
         if attempt is None:
             return super().replace(sig)
-        if changes := attempt.data.changes():  # may raise; the job has failed then, not left
-            held = record.Held(changes=changes)  # for collect, which completes the job
-            store, header = attempt.store, attempt.header
-            store.patiently(store.hold, header.run, header.at, held.dumps())
+        changes = attempt.data.changes()  # may raise; the job has failed then, not left
         attempt.replaced = True
-        data = attempt.header.to_dict()
-        canvas.drop_own_errbacks(self.request)
-        compiler = canvas.Compiler(self.app, attempt.header)
-        header = replace(attempt.header, task=attempt.task)
-        counted = bool(self.request.chord)
-        collect = compiler.internal(
-            canvas.COLLECT, (), self._queue(), counted, header, immutable=False
-        )
-        if self.request.callbacks:
-            publish.pass_links(self.request, collect)
-        errback = self.app.signature(canvas.on_error(data))
-        mine = None if self.request.is_eager else publish.copied(sig)
-        if mine is not None:
-            # Sending what Celery would keep result objects of, whose finalisers can hang a worker
-            # child (5.3 and 5.4).
-            for task in publish.leaves(mine):
+        request, header = self.request, replace(attempt.header, task=attempt.task)
+        canvas.drop_own_errbacks(request)
+        compiler = canvas.Compiler(self.app, header.origin)
+        collect = compiler.collect(header, self._queue(), record.changes_to_json(changes))
+        if request.callbacks:
+            publish.pass_links(request, collect)
+        request.chain = None  # what is due when the job is complete
+        errback = self.app.signature(canvas.on_error(attempt.header.to_dict()))
+        tasks = [] if request.is_eager or request.errbacks else publish.copied(sig)
+        try:
+            if not tasks:
+                sig.link_error(errback)
+                return super().replace(sig | collect)
+            for task in tasks:
                 task.link_error(errback)
-            publish.replace(self, publish.followed(mine, [collect]))
-            raise Ignore("replaced")
-        sig.link_error(errback)
-        following = sig | collect
-        publish.pass_membership(self.request, following)
-        return super().replace(following)
+            return publish.replace(self, [*tasks, collect])
+        finally:
+            if not request.is_eager:
+                self._leave(attempt)
+
+    def _leave(self, attempt: Attempt) -> None:
+        """Others stand in the place of the job: no owner has it."""
+        header, store = attempt.header, attempt.store
+        held = record.Held(replaced=True, generation=header.generation)
+        with suppress(StoreUnavailable):
+            store.patiently(
+                store.checkpoint, header.run, header.at, held.dumps(), header.generation
+            )
 
     def _around(self, attempt: Attempt, args: Any, kwargs: Any) -> Any:
         begun = attempt.begin()
+        header = attempt.header
         if begun.verdict is Verdict.DROP:
-            raise Ignore(f"run {attempt.header.run} was cancelled, resumed or forgotten")
+            raise Ignore(
+                f"run {header.run} was cancelled, resumed or forgotten, or this message of job "
+                f"{header.at} is a copy"
+            )
         if begun.verdict is Verdict.DONE:
-            attempt.join()
-            return publish.follow(self)
+            return self._repeat(attempt)
+        if begun.verdict is Verdict.BUSY:
+            self._wait_for_owner(attempt, begun.owner)
         if begun.verdict is Verdict.GIVE_UP:
             raise self._given_up(attempt)
         held = record.Held.loads(begun.held) if begun.held is not None else None
-        if held and held.runs:
-            return self._wait_for_nested(attempt, held)
-        if attempt.header.expires and attempt.number == 1 and time.time() > attempt.header.expires:
-            late = too_late(attempt.header)
+        if held is not None and not (held.replaced and held.generation < header.generation):
+            return self._held(attempt, held)
+        if header.expires and attempt.number == 1 and time.time() > header.expires:
+            late = too_late(header)
             attempt.fail(late, final=True)
             raise late
         observers.emit(attempt.runtime, signals.clutch_job_started, attempt.started_event)
@@ -184,9 +194,23 @@ class ClutchTask(Task):
         if attempt.nested:
             return self._start_nested(attempt, outcome)
         attempt.complete(outcome)
-        publish.follow(self)
+        self.request.chain = None
         # Celery hands the value to the task's own links; nothing else needs it.
         return value if self.request.callbacks else None
+
+    def _repeat(self, attempt: Attempt) -> None:
+        """The message is a copy of one whose job has its result."""
+        if not attempt.repeat() and not getattr(self.request, "is_eager", False):
+            put_off(self, attempt.header, FRESH)
+        self.request.chain = self.request.callbacks = None
+
+    def _held(self, attempt: Attempt, held: record.Held) -> None:
+        """The job has returned before, and waits for others."""
+        self.request.chain = self.request.callbacks = None
+        if held.replaced:
+            raise Ignore(f"other tasks stand in the place of job {attempt.header.at}")
+        header = replace(attempt.header, task=attempt.task)
+        advance.wait_for_nested(self.app, header, held.dumps())
 
     def _run(self, attempt: Attempt, args: Any, kwargs: Any) -> tuple[Any, record.Held]:
         try:
@@ -196,33 +220,57 @@ class ClutchTask(Task):
             return value, attempt.outcome(value)
         except Retry as exc:
             cause = exc.exc if isinstance(exc.exc, BaseException) else exc
-            try:
-                # An exception that was never raised has no traceback.
-                attempt.fail(cause, final=False, traceback=cause.__traceback__ or exc.__traceback__)
-            except StoreUnavailable:
-                # The retry is on its way already; putting the job off would double it.
-                logger.exception("a failed attempt of job %s is not recorded", attempt.header.at)
+            # An exception that was never raised has no traceback.
+            self._retried(attempt, cause, cause.__traceback__ or exc.__traceback__, _when(exc))
             raise
         except Ignore as exc:
             if not attempt.replaced:
                 attempt.fail(lost(attempt, "raised Ignore", exc), final=True)
             raise
         except Reject as exc:
-            # A requeued message comes back, and begin counts how often.
-            if not (exc.requeue and self.acks_late):
-                attempt.fail(lost(attempt, "raised Reject", exc), final=True)
-            raise
-        except StoreUnavailable:
+            self._rejected(attempt, exc)
             raise
         except SystemExit as exc:
             # Up to Celery 5.6 with billiard 4.3 nobody else tells that the job has left its worker.
             if not _is_stop(exc) and not (self.acks_late and self.reject_on_worker_lost):
-                attempt.fail(exc, final=True)
+                self._failed(attempt, exc)
             raise
         except Exception as exc:
-            if not attempt.replaced:  # "raise self.replace(...)" in eager mode, where it returns
-                attempt.fail(exc, final=True)
+            # "raise self.replace(...)" in eager mode, where it returns, is not a failure.
+            if not attempt.replaced and exc is not attempt.away:
+                self._failed(attempt, exc)
             raise
+
+    def _failed(self, attempt: Attempt, exc: BaseException) -> None:
+        """Record the death of the job."""
+        attempt.fail(exc, final=True)
+        attempt.ended_by = exc
+
+    def _retried(self, attempt: Attempt, cause: BaseException, traceback: Any, when: float) -> None:
+        """Record an attempt that is followed by another."""
+        try:
+            attempt.fail(cause, final=False, traceback=traceback, retry_at=when)
+        except StoreUnavailable:
+            # The retry is on its way already; putting the job off would double it.
+            logger.exception("a failed attempt of job %s is not recorded", attempt.header.at)
+
+    def _rejected(self, attempt: Attempt, exc: Reject) -> None:
+        """The message goes back to the broker, or away."""
+        cause = exc.reason
+        if isinstance(cause, compat.BROKER_ERRORS) and exc.__context__ is cause:
+            # ``retry`` could not send the next attempt (5.3 to 5.7); it is due all the same.
+            self._retried(attempt, cause, None, time.time())
+            header = attempt.header
+            outbox = advance.Outbox(self.app, header.origin)
+            try:
+                outbox.job(header.page, header.at, attempt.number)
+                outbox.send()
+            except Exception:
+                logger.exception("the retry of job %s is due, but could not be sent", header.at)
+        elif exc.requeue and self.acks_late:
+            attempt.release()
+        else:
+            attempt.fail(lost(attempt, "raised Reject", exc), final=True)
 
     def _given_up(self, attempt: Attempt) -> JobLost:
         limit = attempt.runtime.settings.max_starts
@@ -235,58 +283,38 @@ class ClutchTask(Task):
 
     def _start_nested(self, attempt: Attempt, outcome: record.Held) -> Any:
         """Store the clutches that the job has engaged, and let it wait for them."""
-        header = attempt.header
+        header, store = attempt.header, attempt.store
+        created: list[canvas.Prepared] = []
         try:
             for nested in attempt.nested:
-                if nested.shares:
+                if nested.meta.parent and nested.meta.parent.shares:
                     nested.share(attempt.data.encoded())
-                nested.create()
+                if _create_nested(attempt, nested):
+                    created.append(nested)
         except (AlreadyEngaged, ResultError) as exc:
+            for nested in created:
+                store.delete(nested.run)
             attempt.fail(exc, final=True)
             raise
+        runs = tuple(nested.run for nested in attempt.nested if nested.meta.jobs)
+        links = tuple(self.request.callbacks or ())
+        data = replace(outcome, runs=runs, links=links).dumps()
+        due = [f"nested {run}" for run in runs]
+        wanted = store.patiently(
+            store.checkpoint, header.run, header.at, data, header.generation, due
+        )
+        self.request.chain = self.request.callbacks = None
+        if not wanted:
+            for nested in created:
+                store.delete(nested.run)
+            raise Ignore(f"run {header.run} was cancelled, resumed or forgotten")
         for nested in attempt.nested:
             observers.emit(attempt.runtime, signals.clutch_engaged, nested.engaged)
-        held = replace(
-            outcome,
-            runs=tuple(nested.run for nested in attempt.nested),
-            shared=tuple(nested.run for nested in attempt.nested if nested.shares),
-        )
-        attempt.store.patiently(attempt.store.hold, header.run, header.at, held.dumps())
-        if getattr(self.request, "is_eager", False):
-            for nested in attempt.nested:
-                canvas.run_eagerly(nested.compiler(), nested.first)
-            return self._settle_eagerly(attempt, held)
-        left = [nested.canvas() for nested in attempt.nested if nested.meta.jobs]
-        return self._wait_for(left, attempt, held)
-
-    def _wait_for_nested(self, attempt: Attempt, held: record.Held) -> Any:
-        """The job has returned before, and waits for nested runs: send what is left of them."""
-        reopened = [reopen(self.app, run) for run in held.runs]
-        left = [each for each in reopened if each is not None]
-        if getattr(self.request, "is_eager", False):
-            for compiler, _ in left:
-                canvas.run_eagerly(compiler, [Expand(pages.ROOT)])
-            return self._settle_eagerly(attempt, held)
-        return self._wait_for([canvas.root_canvas(*each) for each in left], attempt, held)
-
-    def _wait_for(self, nested: list[Any], attempt: Attempt, held: record.Held) -> Any:
-        """Replace the job by the canvases of *nested* and what completes it behind them."""
-        if not nested:
-            complete_held(attempt, held)
-            return publish.follow(self)
-        compiler = canvas.Compiler(self.app, attempt.header)
-        header = replace(attempt.header, task=attempt.task)
-        counted = bool(self.request.chord)
-        settle = compiler.internal(canvas.SETTLE, (), self._queue(), counted, header)
-        attempt.replaced = True
-        canvas.drop_own_errbacks(self.request)
-        if len(nested) == 1 or not compat.supports_chords(self.app.backend):
-            return publish.replace(self, publish.followed(nested[0], [*nested[1:], settle]))
-        return publish.replace(self, chord(nested, settle, app=self.app))
-
-    def _settle_eagerly(self, attempt: Attempt, held: record.Held) -> None:
-        if nested_succeeded(attempt.store, held):
-            complete_held(attempt, held)
+        if not runs:
+            advance.wait_for_nested(self.app, replace(header, task=attempt.task), data)
+            return None
+        advance.follow(self.app, header.origin, due, {})
+        return None
 
     def _queue(self) -> str | None:
         info = self.request.delivery_info or {}
@@ -298,29 +326,49 @@ class ClutchTask(Task):
         header = attempt.header
         if header.late >= LATE_TIMES or getattr(self.request, "is_eager", False):
             raise exc
-        late = replace(header, late=header.late + 1)
-        headers = {**(self.request.headers or {}), NAME: late.to_dict()}
-        self.signature_from_request(
-            self.request, retries=self.request.retries, countdown=LATE_AFTER, headers=headers
-        ).apply_async()
+        put_off(self, replace(header, late=header.late + 1), LATE_AFTER)
         logger.warning("job %s of run %s is put off: %s", header.at, header.run, exc)
         raise Ignore(str(exc)) from exc
 
+    def _wait_for_owner(self, attempt: Attempt, owner: str) -> None:
+        """Another message of the job runs: put this copy off, for the case that its owner dies."""
+        header, lease = attempt.header, attempt.runtime.settings.lease
+        logger.info("job %s of run %s is run by %s; a copy waits", header.at, header.run, owner)
+        if not getattr(self.request, "is_eager", False):
+            put_off(self, header, lease / 2)
+        raise Ignore(f"job {header.at} of run {header.run} is run by {owner}")
 
-def reopen(app: Celery, run: str) -> tuple[canvas.Compiler, record.Meta] | None:
-    """Raise the generation of *run*, for what is left of it; None if it is over, or gone."""
-    store = runtime(app).store
-    found = store.patiently(store.read, run)
-    if found is None or found.state is State.SUCCEEDED:
-        return None
-    sources = (State.RUNNING, State.FAILED, State.CANCELLED)
-    if not store.transition(run, sources, State.RUNNING, found.generation):
-        return None  # somebody else has just resumed it
-    peeked = store.peek(run)
-    if peeked is None or peeked[0] is State.SUCCEEDED:
-        return None
-    meta = record.Meta.loads(found.meta)
-    return canvas.Compiler(app, meta.origin(run, found.generation + 1)), meta
+
+def _create_nested(attempt: Attempt, nested: canvas.Prepared) -> bool:
+    """Store a nested run; whether it is new.
+
+    A body that runs again finds the run of the execution before, whose job has not returned: that
+    one was never started, and is replaced.
+
+    Raises:
+        AlreadyEngaged: a run of this id exists, and belongs to somebody else.
+    """
+    store = attempt.store
+    try:
+        store.patiently(nested.create)
+        return True
+    except AlreadyEngaged:
+        found = store.patiently(store.read, nested.run)
+        known = record.Meta.loads(found.meta).parent if found else None
+        own = nested.meta.parent
+        if known is None or own is None or known.to_status() != own.to_status():
+            raise
+    store.patiently(store.delete, nested.run)
+    store.patiently(nested.create)
+    return True
+
+
+def _when(exc: Retry) -> float:
+    """When the attempt that *exc* asks for is due, in seconds since the epoch."""
+    when = exc.when
+    if isinstance(when, datetime):
+        return when.timestamp()
+    return time.time() + float(when or 0)
 
 
 def previous_results() -> list[Any]:
@@ -350,10 +398,10 @@ def current_attempt(task: Any) -> Attempt | None:
 
 
 def _iterate(attempt: Attempt, chunk: int) -> Iterator[Any]:
-    slots, _ = pages.expand_slots(attempt.header.previous)
-    for start in range(0, len(slots), chunk):
-        part = slots[start : start + chunk]
-        yield from canvas.read_values(attempt.store, attempt.header.run, part)
+    members = shape.members(attempt.header.previous)
+    for start in range(0, len(members), chunk):
+        part = members[start : start + chunk]
+        yield from canvas.read_members(attempt.store, attempt.header.run, part)
 
 
 def _is_stop(exc: SystemExit) -> bool:

@@ -1,11 +1,16 @@
 """The store interface. The docstrings here are the specification; `StoreContract` tests it.
 
-A store keeps *runs*. A run is a record (`Record`), its pages, its results by slot, its failures and
-executions by address, and its shared data by key. All values are bytes that mean nothing to the
-store. Everything a primitive does happens at once, or not at all, as seen by every other process.
+The store decides: it is told what happened and answers what is due. A *run* is a record (`Record`),
+its pages, its results, failures, checkpoints, leases and executions by address, its shared data by
+key, and what is *due*: what follows from something recorded and is not known to have been sent. All
+values are bytes that mean nothing to the store. Everything a primitive does happens at once, or not
+at all, as seen by every other process.
 
 A run is written by many workers at once, and every message may arrive twice, late, or never. So
-the rules below are all of the kind "the first one counts".
+the rules below are all of the kind "the first one counts", and doing twice what is due is harmless.
+
+Whoever writes a store derives from `celery_clutch.stores.machine.TransactionalStore`, which has the
+rules and wants rows; what is abstract here is for stores that have rules of their own.
 """
 
 from __future__ import annotations
@@ -52,6 +57,11 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 ENDED = frozenset((State.SUCCEEDED, State.FAILED, State.CANCELLED))
 
+TURNS = 100
+"""A message's *turn* is its number of retries times this, plus how often its job was put off
+because the store was away: of two messages of a job, the one with the higher turn was sent by the
+execution that the lower one started."""
+
 
 class Verdict(enum.IntEnum):
     """What `ResultStore.begin` says of a job."""
@@ -59,24 +69,34 @@ class Verdict(enum.IntEnum):
     RUN = 1
     """Run it."""
     DONE = 2
-    """Its result is there already: return at once, so that what follows goes on."""
+    """Its result is there already; `complete` says what of it is still due."""
     DROP = 3
-    """The run is cancelled, gone, or of another generation: do nothing, and let nothing follow."""
+    """Do nothing: the run is cancelled, gone, or of another generation; or the attempt is known to
+    have failed, so that this message is a copy."""
     GIVE_UP = 4
-    """It was started too often without an outcome: it keeps killing its worker."""
+    """Its owners died too often: it seems to kill its worker."""
+    BUSY = 5
+    """An owner has it: put the message off while that lives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The answer of `ResultStore.begin`: the verdict, and what `ResultStore.hold` put away."""
+    """The answer of `ResultStore.begin`.
+
+    Attributes:
+        verdict: what to do.
+        held: the checkpoint of the job, if it has one; see `ResultStore.checkpoint`.
+        owner: with BUSY, who has the job.
+    """
 
     verdict: Verdict
     held: bytes | None = None
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Settles:
-    """One step of a generation that waits for ``width`` members to settle.
+    """A step that waits for ``width`` members to settle, and the member that does.
 
     ``loud`` says that a failure of the member is this step's to report; a failure that an inner
     step reports settles the outer ones without a sound.
@@ -89,11 +109,64 @@ class Settles:
 
 
 @dataclass(frozen=True, slots=True)
-class Joins:
-    """A barrier of a generation that opens when ``width`` slots have their result."""
+class Turn:
+    """A branch of a parallel that runs *limit* of its *width* branches at a time.
 
-    barrier: str
+    When the branch *member* of the parallel at *address* is over, the next branch is due, as the
+    page ``"<address>/<number of the branch>"``. In a run that was resumed that is the next one that
+    was not over, by a barrier that opened, before: the *member* ``"<address>.<number>"``.
+    """
+
+    address: str
+    member: str
+    limit: int
     width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """What waits for *width* jobs: opens when so many of those that count towards it have results.
+
+    Attributes:
+        name: of the barrier, in its run.
+        width: how many results it waits for.
+        then: what is due when it opens, or "".
+        settles: the member that is complete when it opens.
+        turn: the branch that is over when it opens.
+    """
+
+    name: str
+    width: int
+    then: str = ""
+    settles: Settles | None = None
+    turn: Turn | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A job has its result.
+
+    Attributes:
+        run, address, generation: the job, and the generation its message is of.
+        value: the result.
+        token: names this execution of the job.
+        settles: a step that the job alone is the member of.
+        barriers: what the job counts towards.
+        next: what is due behind the job in its chain, and from when (seconds since the epoch).
+        changes: to the run's data: each key is set, or deleted where the value is None.
+        info: kept for `executions`.
+    """
+
+    run: str
+    address: str
+    generation: int
+    value: bytes
+    token: str = ""
+    settles: Settles | None = None
+    barriers: tuple[Barrier, ...] = ()
+    next: tuple[str, float] | None = None
+    changes: Mapping[str, bytes | None] = field(default_factory=dict)
+    info: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +176,48 @@ class Completed:
     Attributes:
         remaining: results still to come; -1 when there is no such run.
         fresh: this call's value is the one recorded.
-        succeeded: this call ended the run.
-        report: the step whose ``on_failure`` is due now, or "". Each is returned once.
-        settled: the step whose last member this call settled, or "". Each is returned once.
-        joined: this call opened the barrier.
+        generation: the run's, which is that of what is due.
+        succeeded: this execution ended the run.
+        settled: the steps whose last member this call settled.
+        due: what this call has made due; if it is not fresh, what was due before with the job as
+            its cause and has not been sent, as far as is known.
+        pages: the pages among ``due``, by key.
     """
 
     remaining: int
     fresh: bool = False
+    generation: int = 0
     succeeded: bool = False
-    report: str = ""
-    settled: str = ""
-    joined: bool = False
+    settled: tuple[str, ...] = ()
+    due: tuple[str, ...] = ()
+    pages: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """An attempt of a job has failed.
+
+    Attributes:
+        run, address, generation: the job, and the generation its message is of.
+        failure: what is to be known of it.
+        attempt: its number, from 1.
+        final: there is no further attempt: the job is dead.
+        token: names this execution of the job.
+        settles: the steps that the failure settles a member of.
+        turns: the branches that are over with the death of the job.
+        retry: what is due if there is a further attempt, and from when.
+    """
+
+    run: str
+    address: str
+    generation: int
+    failure: bytes
+    attempt: int
+    final: bool
+    token: str = ""
+    settles: tuple[Settles, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    retry: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +226,91 @@ class Failed:
 
     Attributes:
         recorded: the failure was news.
-        died: this call took the run from RUNNING to FAILED.
-        reports: the steps whose ``on_failure`` is due now. Each is returned once.
-        settled: the steps whose last member this call settled. Each is returned once.
+        died: this execution took the run from RUNNING to FAILED.
+        settled: the steps whose last member this call settled.
+        due: what this call has made due; if it was no news, what was due before with the job as its
+            cause and has not been sent, as far as is known. Not the job's own next attempt.
+        pages: the pages among ``due``, by key.
     """
 
     recorded: bool = False
     died: bool = False
-    reports: tuple[str, ...] = ()
     settled: tuple[str, ...] = ()
+    due: tuple[str, ...] = ()
+    pages: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Something to be sent.
+
+    Attributes:
+        since: when it was recorded, sent again, or is to begin at the earliest; seconds since the
+            epoch.
+        tries: how often it was sent again since.
+        cause: the address of the job that it follows from, or "".
+    """
+
+    since: float
+    tries: int = 0
+    cause: str = ""
+
+    def dumps(self) -> bytes:
+        """As stored, where a store keeps it as bytes."""
+        return f"{self.since!r} {self.tries} {self.cause}".encode()
+
+    @classmethod
+    def loads(cls, data: bytes) -> Due:
+        """What `dumps` wrote."""
+        since, tries, cause = data.decode().split(" ", 2)
+        return cls(float(since), int(tries), cause)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A job that has begun and has no outcome.
+
+    Attributes:
+        owner: the process that has it.
+        turn: of the message that it began with; see `TURNS`.
+        lapses: how many owners before have died with it.
+        started_at: when it began, seconds since the epoch.
+        page: the page that the job is in.
+    """
+
+    owner: str
+    turn: int = 0
+    lapses: int = 0
+    started_at: float = 0.0
+    page: str = ""
+
+    def dumps(self) -> bytes:
+        """As stored, where a store keeps it as bytes."""
+        return f"{self.owner} {self.turn} {self.lapses} {self.started_at!r} {self.page}".encode()
+
+    @classmethod
+    def loads(cls, data: bytes) -> Lease:
+        """What `dumps` wrote."""
+        owner, turn, lapses, started_at, page = data.decode().split(" ", 4)
+        return cls(owner, int(turn), int(lapses), float(started_at), page)
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How the job at an address is being, or was, executed.
+
+    Attributes:
+        lease: while it is under way.
+        info: what `ResultStore.complete` was given with the result; None while there is none.
+    """
+
+    lease: Lease | None = None
+    info: bytes | None = None
+
+    @property
+    def started_at(self) -> float | None:
+        """When it began, in seconds since the epoch; None if it is not under way."""
+        return self.lease.started_at if self.lease else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +321,23 @@ class Record:
         run: its id.
         meta: what `create` was given, unchanged.
         state, generation: see `ResultStore.transition`.
-        remaining: results still to come.
-        done: completed jobs (results recorded with ``job=True``).
+        jobs: how many results there will be; ``remaining`` of them are still to come, ``done`` are
+            there.
         failing, dead: jobs without a result whose last failure was not, or was, final.
         created_at, updated_at, ended_at: seconds since the epoch; ``ended_at`` None while running.
         failures: failures of this generation by address, as given to `fail`, those of jobs
             that have completed since included.
         finished: the addresses among ``failures`` whose job has a result.
-        held: what `hold` put away, by address.
+        held: what `checkpoint` put away, by address.
+        due: what is to be sent.
     """
 
     run: str
     meta: bytes
     state: State
     generation: int
+    jobs: int
     remaining: int
-    done: int
     failing: int
     dead: int
     created_at: float
@@ -166,26 +346,20 @@ class Record:
     failures: Mapping[str, bytes] = field(default_factory=dict)
     finished: frozenset[str] = frozenset()
     held: Mapping[str, bytes] = field(default_factory=dict)
+    due: Mapping[str, Due] = field(default_factory=dict)
 
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """How the job at an address is being, or was, executed.
-
-    Attributes:
-        starts: how often `ResultStore.begin` has said RUN since the job's last outcome.
-        started_at: when it last did, in seconds since the epoch; None if it has not since.
-        info: what `ResultStore.complete` was given with the result; None while there is none.
-    """
-
-    starts: int = 0
-    started_at: float | None = None
-    info: bytes | None = None
+    @property
+    def done(self) -> int:
+        """Jobs that have a result."""
+        return self.jobs - self.remaining
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run in a listing; the attributes are those of `Record`, and what `create` was given."""
+    """A run in a listing; the attributes are those of `Record`, and what `create` was given.
+
+    ``due`` is how many things are to be sent.
+    """
 
     run: str
     name: str | None
@@ -198,6 +372,7 @@ class Summary:
     created_at: float
     updated_at: float
     ended_at: float | None
+    due: int = 0
 
     def matches(self, state: State | None, name: str | None, tag: str | None) -> bool:
         """Whether `ResultStore.scan` with these filters lists it."""
@@ -233,6 +408,10 @@ class ResultStore(ABC):
     what it finds there and cannot understand is `CorruptRecord`. Primitives do not retry: callers
     use `patiently`.
 
+    What is due has a key that says what to do; the store itself knows of ``"page <key>"``, which
+    it makes due when a branch is over, of ``"failure <step>"``, ``"death <address>"`` and
+    ``"end <state>"``, and of the prefix ``"job "``, which is of jobs under way.
+
     Args:
         url: as given in ``clutch_store``.
         options: prefix and times to live.
@@ -245,7 +424,7 @@ class ResultStore(ABC):
         self.url = url
         self.options = options
 
-    # --- primitives ----------------------------------------------------------------------
+    # --- the life of a run -----------------------------------------------------------------
 
     @abstractmethod
     def create(
@@ -253,132 +432,122 @@ class ResultStore(ABC):
         run: str,
         meta: bytes,
         pages: Mapping[str, bytes],
-        units: int,
+        jobs: int,
         *,
-        jobs: int = 0,
         name: str | None = None,
         tags: Sequence[str] = (),
         data: Mapping[str, bytes] = NOTHING,
+        ends: Iterable[State] = (),
+        due: Mapping[str, float] = NOTHING,
     ) -> None:
-        """Store a new run: RUNNING, generation 0, ``remaining == units``.
+        """Store a new run: RUNNING, generation 0, ``remaining == jobs``, listed by `scan`.
 
-        With ``units == 0`` it is SUCCEEDED from the start. *jobs*, *name* and *tags* are for
-        `scan`; *data* is what `data` returns until a `complete` changes it.
+        With ``jobs == 0`` it is SUCCEEDED from the start. *name* and *tags* are for `scan`; *data*
+        is what `data` returns until a `complete` changes it. *ends* are the states whose reaching
+        makes something due: ``"end SUCCEEDED"``, ``"end CANCELLED"``, and for FAILED ``"death
+        <address of the job that died>"``. *due* is what is due from the start, and since when.
 
         Raises:
             AlreadyEngaged: a run of this id exists; it is left as it is.
         """
 
     @abstractmethod
-    def page(self, run: str, key: str) -> bytes | MissingType:
-        """The page stored under *key*; `Missing` when there is no such page or run."""
-
-    @abstractmethod
-    def begin(self, run: str, address: str, slot: str, generation: int, limit: int) -> Begun:
-        """Ask whether the job at *address* is to run.
-
-        In this order: no such run, CANCELLED, or another generation: DROP. A result in *slot*:
-        DONE. More than *limit* calls that said RUN for this address and generation since its last
-        outcome (a `complete`, `fail` or `hold`): GIVE_UP. Else RUN. A FAILED run goes on: the other
-        members of the step that failed are to finish. `executions` shows what was said RUN to.
-
-        ``held`` of the answer is what `hold` put away for the address, whatever the generation
-        it was put away in; a held job is never given up.
-        """
-
-    @abstractmethod
-    def complete(
+    def begin(
         self,
         run: str,
         address: str,
-        slot: str,
-        value: bytes,
-        *,
         generation: int,
-        token: str,
-        job: bool = True,
-        settles: Settles | None = None,
-        joins: Joins | None = None,
-        changes: Mapping[str, bytes | None] = NOTHING,
-        info: bytes = b"",
-    ) -> Completed:
-        """Record a result. The first value of a slot wins, in every state and from every
+        *,
+        owner: str,
+        limit: int,
+        turn: int = 0,
+        page: str = "",
+        receipts: Sequence[str] = (),
+        lapsed: str = "",
+    ) -> Begun:
+        """Ask whether the job at *address* is to run, for the process *owner*.
+
+        In this order: no such run, CANCELLED, or another generation: DROP. Otherwise *receipts* are
+        no longer due. A result: DONE. A failure that was final, or of this attempt or a later one
+        (*turn* says which attempt the message is of): DROP. A checkpoint: RUN, with ``held``,
+        whatever the generation it was put away in. No lease: RUN. A lease of a lower *turn*: RUN,
+        this message was sent by the one that has it. A lease of the owner *lapsed*, or one
+        that was released: that owner has died with the job; RUN, or GIVE_UP when *limit* owners
+        have. Any other lease: BUSY.
+
+        RUN without ``held`` gives the lease to *owner*. A FAILED run goes on: the other members of
+        the step that failed are to finish. Leases outlive the generation.
+        """
+
+    @abstractmethod
+    def complete(self, done: Completion) -> Completed:
+        """Record a result. The first value of an address wins, in every state and from every
         generation: finished work is never thrown away.
 
-        With the value, and only then: ``remaining`` falls by one, ``done`` rises by one if *job*;
-        what was held for the address is dropped; a failure of *address* no longer counts as failing
-        or dead, and when that leaves no dead job a FAILED run is RUNNING again. At ``remaining ==
-        0`` a RUNNING run is SUCCEEDED. Each key of *changes* is set in the run's data, or deleted
-        where it is None. *info* is kept for `executions`.
+        With the value, and only then (``fresh``): ``remaining`` falls by one; lease and
+        checkpoint of the job are dropped; a failure of it no longer counts as failing or dead, and
+        when that leaves no dead job a FAILED run is RUNNING again. At ``remaining == 0`` a RUNNING
+        run is SUCCEEDED. The changes are made to the run's data. ``settles`` is counted, and
+        every barrier counts one result more; one that reaches its width opens: its member
+        settles, its branch is over, and its ``then`` is due. In a CANCELLED run barriers count,
+        and nothing is due.
 
-        *settles*, if given and if *generation* is the run's, counts the member as settled, also
-        when the slot has a value already (once for each member and generation, whether it completed
-        or failed). When ``width`` members have settled and one of them has failed loudly,
-        ``report`` is the step, once for each step and generation. ``settled`` is the step when
-        ``width`` members have settled, failed or not, once as well.
+        A step is told to have ``settled`` when ``width`` of its members have completed, in any
+        generation, or failed in this one. When one of them has failed loudly in this
+        generation, ``"failure <step>"`` is due, once for each step and generation.
 
-        *joins*, if given and if *generation* is the run's, counts *slot* in the barrier, also when
-        it has a value already, but once for each slot and generation. The call that makes it
-        ``width`` is told that it ``joined``, and so is every later call for the same *address*: a
-        message that comes again after its worker was killed has to open the barrier.
+        When a branch (`Turn`) is over for the first time in this generation, the next number is
+        taken: *limit* the first time, then one more each time. If there is such a branch its page
+        is due.
 
-        *token* names this execution of the job. A caller that never saw the answer calls again with
-        the same token, and is told again that it ``succeeded``, what to ``report`` and what
-        it ``settled``.
+        Whatever is due has the job as its cause. A call that is not fresh, of a message that came
+        twice or of a caller that never saw the answer, gets what is still due with this cause.
+        ``succeeded`` is told to the *token* that ended the run, however often it asks.
         """
 
     @abstractmethod
-    def fail(
-        self,
-        run: str,
-        address: str,
-        slot: str,
-        failure: bytes,
-        *,
-        attempt: int,
-        final: bool,
-        generation: int,
-        token: str,
-        settles: Sequence[Settles] = (),
-    ) -> Failed:
-        """Record a failed attempt of the job at *address*.
+    def fail(self, failed: Attempted) -> Failed:
+        """Record a failed attempt of a job.
 
-        Nothing happens when there is no such run, when it is of another *generation*, or when this
-        attempt or a later one is recorded already (a final record replaces one of the same attempt
-        that was not). A job that has a result in *slot* is not counted as failing; otherwise it is
-        counted once, as failing or, if *final*, as dead. The first dead job turns a RUNNING
-        run FAILED (``died``).
+        The lease of the job is dropped, also if it is of another generation. Nothing else happens
+        when there is no such run or it is of another generation, or when this attempt or a later
+        one is recorded already (a final record replaces one of the same attempt that was not). A
+        job that has a result is not counted as failing; otherwise it is counted once, as failing or
+        as dead. The first dead job turns a RUNNING run FAILED (``died``), and ``"death
+        <address>"`` is due if the run was created so.
 
-        Each of *settles* is counted as in `complete`; the loud ones have a failed member from
-        now on, even when the job's own retry has completed before. *token* is as in `complete`, for
-        ``died``, ``reports`` and ``settled``.
+        Each of ``settles`` is counted as in `complete`; the loud ones have a failed member from
+        now on, even when the job's own retry has completed before. ``turns`` are over, as in
+        `complete`, if the failure is final; ``retry`` is due if not, and if the job has no result.
+        In a CANCELLED run nothing is due. A repeated call gets what is still due with the job as
+        its cause; ``died`` is told to the *token* that did it.
         """
 
     @abstractmethod
-    def values(self, run: str, slots: Sequence[str]) -> list[bytes | MissingType]:
-        """The results in *slots*, in their order."""
+    def checkpoint(
+        self, run: str, address: str, held: bytes, generation: int, due: Sequence[str] = ()
+    ) -> bool:
+        """Put the outcome of a job away until it completes; the last call wins.
 
-    @abstractmethod
-    def hold(self, run: str, address: str, held: bytes) -> None:
-        """Put something away for the job at *address*, until it completes. The last call wins."""
-
-    @abstractmethod
-    def take(self, run: str, key: str, lane: str, after: int, generation: int) -> int:
-        """Take the next number, from 0, of the counter *key* in this generation.
-
-        *after* is the number that the *lane* took before, -1 at first. The call of a lane that
-        is repeated gets the same number again; one with an *after* that is older than that gets -1,
-        and so does every call when `begin` would say DROP.
+        The lease is dropped, and *due* is due. Returns False, and does nothing, if there is no such
+        run, it is CANCELLED or of another generation, or the job has a result.
         """
 
     @abstractmethod
-    def data(self, run: str) -> dict[str, bytes] | None:
-        """The run's data by key; None when there is no such run."""
+    def report(
+        self, run: str, address: str, child: str, outcome: bytes
+    ) -> tuple[bytes, dict[str, bytes]] | None:
+        """Note the outcome of something that a job with a checkpoint waits for.
+
+        Returns the checkpoint and every outcome noted for the job, by child; None if there is no
+        such run or checkpoint. The first outcome of a child counts, and lasts until the job
+        completes.
+        """
 
     @abstractmethod
-    def executions(self, run: str) -> dict[str, Execution]:
-        """What is known of the execution of each address that has begun in this generation, or has
-        completed in any."""
+    def release(self, run: str, address: str, owner: str, turn: int) -> None:
+        """Give up the lease of a job that ended without an outcome, if it is that of *owner* and
+        *turn*: its owner counts as dead from now on."""
 
     @abstractmethod
     def transition(
@@ -386,10 +555,72 @@ class ResultStore(ABC):
     ) -> bool:
         """Compare and set: move a run of this *generation* from one of *sources* to *target*.
 
-        To RUNNING it is a resumption: the generation rises by one, failures, starts, barriers and
-        counters are forgotten, and a run with nothing remaining becomes SUCCEEDED instead. Returns
-        whether it moved.
+        To RUNNING it is a resumption: the generation rises by one, failures, failed members and
+        what has been reported are forgotten, ``"page 0"`` is due, and a run with nothing remaining
+        becomes SUCCEEDED instead. Either way nothing that was due before is due any longer, but for
+        ``"failure ..."``, ``"success ..."``, ``"death ..."`` and ``"end ..."``: those are of what
+        has happened. Returns whether it moved.
         """
+
+    @abstractmethod
+    def skip(self, run: str, address: str, number: int, generation: int) -> None:
+        """Let the next branch that is taken of the parallel at *address* have at least this
+        *number*; nothing happens in another generation."""
+
+    # --- what is due -------------------------------------------------------------------------
+
+    @abstractmethod
+    def remind(self, run: str, due: Mapping[str, float]) -> None:
+        """Make something due, since the time given; what is due already gets that time."""
+
+    @abstractmethod
+    def tried(self, run: str, keys: Sequence[str]) -> None:
+        """What is due has been sent again: one more of ``tries``, and ``since`` is now."""
+
+    @abstractmethod
+    def published(self, run: str, keys: Sequence[str]) -> None:
+        """What was due has been sent, and is due no longer."""
+
+    # --- owners of leases ----------------------------------------------------------------------
+
+    @abstractmethod
+    def renew(self, owners: Sequence[str], seconds: float) -> None:
+        """These processes live, for so many seconds from now."""
+
+    @abstractmethod
+    def owners(self) -> dict[str, float]:
+        """Every process that was said to live, and for how many more seconds; below 0, it seems to
+        have died. One that is not listed has, too."""
+
+    @abstractmethod
+    def retire(self, owners: Sequence[str]) -> None:
+        """Forget these processes."""
+
+    # --- reading -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def page(self, run: str, key: str) -> bytes | MissingType:
+        """The page stored under *key*; `Missing` when there is no such page or run."""
+
+    @abstractmethod
+    def values(self, run: str, addresses: Sequence[str]) -> list[bytes | MissingType]:
+        """The results of the jobs at *addresses*, in their order."""
+
+    @abstractmethod
+    def counts(self, run: str, barriers: Sequence[str]) -> list[int]:
+        """How many results each of these barriers has counted."""
+
+    @abstractmethod
+    def data(self, run: str) -> dict[str, bytes] | None:
+        """The run's data by key; None when there is no such run."""
+
+    @abstractmethod
+    def leases(self, run: str) -> dict[str, Lease]:
+        """The jobs that have begun and have no outcome, by address."""
+
+    @abstractmethod
+    def infos(self, run: str) -> dict[str, bytes]:
+        """The ``info`` of every job that has a result, by address."""
 
     @abstractmethod
     def read(self, run: str) -> Record | None:
@@ -423,18 +654,21 @@ class ResultStore(ABC):
         record = self.read(run)
         return (record.state, record.generation) if record else None
 
-    def finished(self, run: str, slots: Sequence[str]) -> set[str]:
-        """Those of *slots* that hold a result."""
-        found = zip(slots, self.values(run, slots), strict=True)
-        return {slot for slot, value in found if value is not Missing}
+    def finished(self, run: str, addresses: Sequence[str]) -> set[str]:
+        """Those of *addresses* that have a result."""
+        found = zip(addresses, self.values(run, addresses), strict=True)
+        return {address for address, value in found if value is not Missing}
 
-    def add_page(self, run: str, key: str, page: bytes) -> bool:
-        """Store one more page of a run, or store it again; whether `page` will find it.
+    def executions(self, run: str) -> dict[str, Execution]:
+        """What is known of each job that is under way or has a result, by address."""
+        found = {address: Execution(info=info) for address, info in self.infos(run).items()}
+        found.update((at, Execution(lease)) for at, lease in self.leases(run).items())
+        return found
 
-        It will not if there is no such run. This one stores nothing; messages then carry what would
-        be in the page.
-        """
-        return False
+    def unfinished(self, cursor: str = "", count: int = 500) -> tuple[list[Summary], str]:
+        """`scan` of the runs that are RUNNING, or have something due: those that a sweep is for."""
+        found, cursor = self.scan(cursor, count)
+        return [each for each in found if each.state is State.RUNNING or each.due], cursor
 
     def wait(self, run: str, timeout: float | None = None) -> State | None:
         """Wait until the run has ended. Returns its state, also when *timeout* seconds are over.

@@ -1,10 +1,14 @@
 """Runs in Redis: ``redis://``, ``rediss://``, ``redis+socket://``, ``sentinel://``, ``redis+cluster://``.
 
-A run is up to seven keys, all with the hash tag ``{run}`` so that they live together in a cluster,
-all with a time to live: ``:run`` (counters and state), ``:pages``, ``:results`` (by slot),
-``:marks`` (failures, tallies, what is held), ``:jobs`` (executions, by address), ``:data`` and
-``:members`` (who has settled a step). One more key, ``<prefix>:runs``, is an index for listings.
-Whatever must be atomic is a script in ``lua/``.
+A run is nine hashes, all with the hash tag ``{run}`` so that they live together in a cluster, all
+with a time to live: ``:run`` (what there is once), ``:pages``, ``:results`` and ``:jobs`` (what
+`complete` was given, by address), ``:leases``, ``:marks`` (the smaller kinds of rows, each field
+with its kind in front), ``:members``, ``:data`` and ``:due``. Two keys are of all runs:
+``<prefix>:runs`` is an index for listings, and ``<prefix>:owners`` says which processes live.
+
+Whatever must be atomic is a script in ``lua/``. What every job needs, `begin`, `complete` and
+`fail`, is one script each. Everything else reads, decides by the rules in `machine`, and writes
+with one script that refuses if the run has changed since; then it is done again.
 """
 
 from __future__ import annotations
@@ -13,42 +17,46 @@ import asyncio
 import hashlib
 import logging
 import os
+import random
 import re
+import threading
 import time
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib import resources
-from typing import Any
-from urllib.parse import SplitResult, parse_qs, unquote, urlencode, urlsplit
+from typing import Any, TypeVar
+from uuid import uuid4
 
 import orjson
 
-from ..errors import (
-    AlreadyEngaged,
-    ConfigurationError,
-    CorruptRecord,
-    MissingExtra,
-    StoreUnavailable,
-)
+from ..errors import ConfigurationError, CorruptRecord, MissingExtra, StoreUnavailable
 from ..model.status import State
 from .base import (
     ENDED,
-    NOTHING,
+    TURNS,
+    Attempted,
+    Barrier,
     Begun,
     Completed,
-    Execution,
+    Completion,
     Failed,
-    Joins,
-    Missing,
-    MissingType,
-    Record,
-    ResultStore,
     Settles,
     StoreOptions,
-    Summary,
+    Turn,
     Verdict,
     without_secrets,
 )
+from .machine import Head, Rows, TransactionalStore
+from .redis_url import connection
 
 try:
     import redis
@@ -61,18 +69,44 @@ except ImportError as exc:  # pragma: no cover - exercised in a bare environment
         "the Redis store needs the redis package: pip install 'celery-clutch[redis]'"
     ) from exc
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
-_VERDICTS = {int(verdict): Begun(verdict) for verdict in Verdict}
 _RECHECK = 10.0  # seconds after which a waiting client looks at the state itself
 _LOOK_UP = 1.0  # seconds after which a watching client is told that nothing has changed
+_CONFLICTS = 3  # after so many a transaction has the run to itself
+_LOCKED = 2.0  # seconds for which it has it, should it never come to its end
+_GIVE_UP = 10.0  # seconds after which a run that is always busy is unavailable
+_LISTED_FOR = 600  # seconds for which a run of a cluster may be in the index and not be there
+_SENTINEL = b"\xff"  # as in lua/common.lua
+
+_NAMES = ("run", "pages", "results", "jobs", "leases", "marks", "members", "data", "due")
+"""What the names of the keys of a run end with, in the order in which scripts get them."""
+
+_PLACES = {
+    "page": ("pages", ""),
+    "result": ("results", ""),
+    "info": ("jobs", ""),
+    "lease": ("leases", ""),
+    "member": ("members", ""),
+    "data": ("data", ""),
+    "due": ("due", ""),
+    **{kind: ("marks", f"{kind}:") for kind in ("failure", "held", "child", "barrier", "mark")},
+}
+"""Where the rows of a kind are, and what their fields start with."""
+
+
+class _Conflict(StoreUnavailable):
+    """Another process has changed the run meanwhile, or has it to itself."""
 
 
 class _Script:
-    """A Lua script, called by its digest."""
+    """Lua scripts that follow each other as one, called by its digest."""
 
-    def __init__(self, name: str) -> None:
-        self.text = (resources.files(__package__) / "lua" / f"{name}.lua").read_text("utf-8")
+    def __init__(self, *names: str) -> None:
+        folder = resources.files(__package__) / "lua"
+        self.text = "".join((folder / f"{name}.lua").read_text("utf-8") for name in names)
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def __call__(self, client: Any, keys: Sequence[Any], *args: Any) -> Any:
@@ -82,16 +116,14 @@ class _Script:
             return client.eval(self.text, len(keys), *keys, *args)
 
 
-_create, _add_page, _begin, _complete, _fail, _hold, _take, _transition, _read, _delete = [
-    _Script(name)
-    for name in (
-        *("create", "add_page", "begin", "complete", "fail"),
-        *("hold", "take", "transition", "read", "delete"),
-    )
+_create, _begin, _complete, _fail, _commit, _lock, _read, _delete = [
+    _Script("common", name)
+    for name in ("create", "begin", "complete", "fail", "commit", "lock", "read", "delete")
 ]
+_unlist, _renew, _owners = [_Script(name) for name in ("unlist", "renew", "owners")]
 
 
-class RedisStore(ResultStore):
+class RedisStore(TransactionalStore):
     """Runs in one Redis server, a master found by Sentinel, or a cluster.
 
     Args:
@@ -112,207 +144,250 @@ class RedisStore(ResultStore):
         self._ttl = max(1, int(options.ttl * 1000))
         self._result_ttl = max(1, int(options.result_ttl * 1000))
         self._index = f"{options.prefix}:runs"
+        self._living = f"{options.prefix}:owners"
+        self._thread = _Thread()
         if client is None:
             _check(url)  # a URL that makes no sense is an error now, not at the first job
 
-    # --- primitives ----------------------------------------------------------------------
+    # --- what every job needs: one script each ------------------------------------------------
 
-    def create(
-        self,
-        run: str,
-        meta: bytes,
-        pages: Mapping[str, bytes],
-        units: int,
-        *,
-        jobs: int = 0,
-        name: str | None = None,
-        tags: Sequence[str] = (),
-        data: Mapping[str, bytes] = NOTHING,
-    ) -> None:
-        flat = [part for pair in (*pages.items(), *data.items()) for part in pair]
-        times = (self._ttl, self._result_ttl)
-        with _errors:
-            created = _create(
-                self._client,
-                self._keys(run),
-                *(meta, units, name or "", orjson.dumps(list(tags)), *times),
-                *(jobs, len(pages), *flat),
-            )
-            if not created:
-                raise AlreadyEngaged(f"a run with the id {run!r} exists")
-            self._list(run)
-
-    def page(self, run: str, key: str) -> bytes | MissingType:
-        with _errors:
-            page: bytes | None = self._client.hget(self._keys(run)[1], key)
-            return Missing if page is None else page
-
-    def add_page(self, run: str, key: str, page: bytes) -> bool:
-        with _errors:
-            return bool(_add_page(self._client, self._keys(run), key, page))
-
-    def begin(self, run: str, address: str, slot: str, generation: int, limit: int) -> Begun:
-        times = (self._ttl, self._result_ttl)
-        with _errors:
-            answer = self._call(_begin, run, address, slot, generation, limit, *times)
-        return Begun(Verdict.RUN, answer) if isinstance(answer, bytes) else _VERDICTS[answer]
-
-    def complete(
+    def begin(
         self,
         run: str,
         address: str,
-        slot: str,
-        value: bytes,
-        *,
         generation: int,
-        token: str,
-        job: bool = True,
-        settles: Settles | None = None,
-        joins: Joins | None = None,
-        changes: Mapping[str, bytes | None] = NOTHING,
-        info: bytes = b"",
-    ) -> Completed:
-        step = (settles.step, settles.member, settles.width) if settles else ("", "", 0)
-        barrier = (joins.barrier, joins.width) if joins else ("", 0)
-        flat = [
-            part
-            for key, changed in changes.items()
-            for part in (key, int(changed is not None), changed or b"")
-        ]
-        with _errors, _reading(run):
-            remaining, fresh, succeeded, report, settled, joined = self._call(
-                _complete,
-                run,
-                *(address, slot, value, generation, token, int(job)),
-                *(self._ttl, self._result_ttl, self._channels(run)),
-                *(info, *step, *barrier, *flat),
-            )
-        return Completed(
-            remaining=remaining,
-            fresh=bool(fresh),
-            succeeded=bool(succeeded),
-            report=step[0] if report else "",
-            settled=step[0] if settled else "",
-            joined=bool(joined),
-        )
-
-    def fail(
-        self,
-        run: str,
-        address: str,
-        slot: str,
-        failure: bytes,
         *,
-        attempt: int,
-        final: bool,
-        generation: int,
-        token: str,
-        settles: Sequence[Settles] = (),
-    ) -> Failed:
-        flat = [part for s in settles for part in (s.step, s.member, s.width, int(s.loud))]
-        with _errors:
-            recorded, died, *told = _fail(
-                self._client,
-                self._keys(run),
-                *(address, slot, failure, generation, token, attempt, int(final)),
-                *(self._ttl, self._result_ttl, self._channels(run)),
-                *flat,
+        owner: str,
+        limit: int,
+        turn: int = 0,
+        page: str = "",
+        receipts: Sequence[str] = (),
+        lapsed: str = "",
+    ) -> Begun:
+        args = (address, generation, owner, limit, turn, turn // TURNS, page, lapsed, *receipts)
+        with _errors, _reading(run):
+            number, *more = self._call(_begin, run, *args)
+            verdict = Verdict(number)
+            if verdict is Verdict.BUSY:
+                return Begun(verdict, owner=more[0].decode())
+            return Begun(verdict, *more)
+
+    def complete(self, done: Completion) -> Completed:
+        key, since = done.next or ("", "")
+        args = [done.address, done.value, done.token, done.info, key, since]
+        args += [*_settles(done.settles), len(done.barriers)]
+        for barrier in done.barriers:
+            args += _barrier(barrier)
+        for name, value in done.changes.items():
+            args += [name, int(value is not None), value or b""]
+        with _errors, _reading(done.run):
+            answer = self._call(_complete, done.run, *args)
+            remaining, fresh, generation, succeeded, settled, due, pages = answer
+            return Completed(
+                remaining=remaining,
+                fresh=bool(fresh),
+                generation=generation,
+                succeeded=bool(succeeded),
+                settled=_texts(settled),
+                due=tuple(sorted(_texts(due))),
+                pages=_texts_by(pages),
             )
-        due = list(zip(settles, told, strict=False))  # nothing is told when the run is gone
-        reports = tuple(each.step for each, bits in due if bits & 1)
-        settled = tuple(each.step for each, bits in due if bits & 2)
-        return Failed(bool(recorded), bool(died), reports, settled)
 
-    def values(self, run: str, slots: Sequence[str]) -> list[bytes | MissingType]:
-        if not slots:
-            return []
-        with _errors:
-            found = self._client.hmget(self._keys(run)[2], list(slots))
-        return [Missing if value is None else value for value in found]
+    def fail(self, failed: Attempted) -> Failed:
+        retry, since = failed.retry or ("", "")
+        args = [failed.address, failed.generation, failed.failure, failed.attempt]
+        args += [int(failed.final), failed.token, retry, since, len(failed.settles)]
+        for settles in failed.settles:
+            args += [*_settles(settles), int(settles.loud)]
+        for turn in failed.turns:
+            args += _turn(turn)
+        with _errors, _reading(failed.run):
+            recorded, died, settled, due, pages = self._call(_fail, failed.run, *args)
+            return Failed(
+                recorded=bool(recorded),
+                died=bool(died),
+                settled=_texts(settled),
+                due=tuple(sorted(_texts(due))),
+                pages=_texts_by(pages),
+            )
 
-    def hold(self, run: str, address: str, held: bytes) -> None:
-        with _errors:
-            _hold(self._client, self._keys(run), address, held, self._ttl, self._result_ttl)
+    # --- what is decided by the machine: again, if another process came first -------------------
 
-    def take(self, run: str, key: str, lane: str, after: int, generation: int) -> int:
-        times = (self._ttl, self._result_ttl)
-        with _errors:
-            return int(_take(self._client, self._keys(run), key, lane, after, generation, *times))
+    def checkpoint(
+        self, run: str, address: str, held: bytes, generation: int, due: Sequence[str] = ()
+    ) -> bool:
+        return self._repeat(super().checkpoint, run, address, held, generation, due)
 
-    def data(self, run: str) -> dict[str, bytes] | None:
-        with _errors, _reading(run):
-            keys = self._keys(run)
-            found = self._client.hgetall(keys[5])
-            if not found and not self._client.exists(keys[0]):
-                return None
-            return {key.decode(): value for key, value in found.items()}
+    def report(
+        self, run: str, address: str, child: str, outcome: bytes
+    ) -> tuple[bytes, dict[str, bytes]] | None:
+        return self._repeat(super().report, run, address, child, outcome)
 
-    def executions(self, run: str) -> dict[str, Execution]:
-        with _errors, _reading(run):
-            found = self._client.hgetall(self._keys(run)[4])
-            return {address.decode(): _execution(value) for address, value in found.items()}
+    def release(self, run: str, address: str, owner: str, turn: int) -> None:
+        self._repeat(super().release, run, address, owner, turn)
 
     def transition(
         self, run: str, sources: Iterable[State], target: State, generation: int
     ) -> bool:
-        times = (self._ttl, self._result_ttl, self._channels(run))
-        states = [state.value for state in sources]
-        with _errors:
-            moved = _transition(
-                self._client, self._keys(run), target.value, generation, *times, *states
-            )
-        return bool(moved)
+        return self._repeat(super().transition, run, tuple(sources), target, generation)
 
-    def read(self, run: str) -> Record | None:
+    def skip(self, run: str, address: str, number: int, generation: int) -> None:
+        self._repeat(super().skip, run, address, number, generation)
+
+    def remind(self, run: str, due: Mapping[str, float]) -> None:
+        self._repeat(super().remind, run, due)
+
+    def tried(self, run: str, keys: Sequence[str]) -> None:
+        self._repeat(super().tried, run, keys)
+
+    def published(self, run: str, keys: Sequence[str]) -> None:
+        self._repeat(super().published, run, keys)
+
+    # --- rows -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self, run: str) -> Iterator[Rows | None]:
+        """The rows of a run; see `TransactionalStore.transaction`.
+
+        Raises:
+            StoreUnavailable: at the end, if the run has changed meanwhile; nothing is written.
+        """
+        token = self._thread.token
         with _errors, _reading(run):
-            fields, marked = map(_pairs, _read(self._client, self._keys(run)))
-            return _record(run, fields, marked) if fields else None
+            fields = self._fields(run, token)
+            head = _head(run, fields) if fields else None
+        if head is None:
+            yield None
+            return
+        reads: list[str] = []
 
-    def scan(
-        self,
-        cursor: str = "",
-        count: int = 100,
-        *,
-        state: State | None = None,
-        name: str | None = None,
-        tag: str | None = None,
-    ) -> tuple[list[Summary], str]:
+        def load(kind: str, keys: Sequence[str] | None) -> Mapping[str, bytes]:
+            reads.append(kind)
+            return self.rows(run, kind, keys)
+
+        rows = Rows(replace(head), load)
+        try:
+            yield rows
+        except BaseException:
+            if token:
+                with suppress(StoreUnavailable):  # then it lapses
+                    self._write(run, "", token, head, Rows(head, load))
+            raise
+        # What has been read of nothing but that there is the run need not be so still.
+        version = fields[b"version"] if reads or rows.head != head else b""
+        if token or rows.head != head or rows.cleared or rows.changed:
+            self._write(run, version, token, head, rows)
+
+    def insert(self, head: Head, rows: Mapping[str, Mapping[str, bytes]]) -> bool:
+        horizon = min(self._ttl, self._result_ttl)
+        fields = {**_changeable(head), "meta": head.meta, "jobs": head.jobs}
+        fields["name"] = orjson.dumps(head.name)
+        fields["tags"] = orjson.dumps(list(head.tags))
+        fields["ends"] = " ".join(head.ends)
+        del fields["ended"]  # the script has the time
+        args = [head.run, horizon, head.state.value, len(fields), *_flat(fields)]
+        for kind, some in rows.items():
+            place, start = _PLACES[kind]
+            for key, value in some.items():
+                args += [_NAMES.index(place) + 1, start + key, value]
         with _errors:
-            upper, start = [*cursor.split(" ", 1), ""][:2] if cursor else ("+inf", "")
-            runs = self._client.zrevrangebyscore(
-                self._index, upper, "-inf", start=0, num=count + 100, withscores=True
-            )
-            names = [(run.decode(), score) for run, score in runs]
-            if start:
-                names = [each for each in names if (each[1], each[0]) < (float(upper), start)]
-            page = names[:count]
-            more = len(names) > count or (not page and len(runs) == count + 100)
-            found = self._summaries([run for run, _ in page])
-            if len(found) < len(page):
-                seen = {summary.run for summary in found}
-                self._unlist([run for run, _ in page if run not in seen])
-        following = f"{page[-1][1]!r} {page[-1][0]}" if page and more else ""
-        return [each for each in found if each.matches(state, name, tag)], following
+            if self._clustered:
+                return self._create_listed(head.run, args)
+            keys = [*self._keys(head.run), self._index]
+            created = _create(self._client, keys, *self._common(head.run), *args)
+            if created:
+                self._forget_gone([run.decode() for run in created[1:]])
+        return created is not None
+
+    def snapshot(
+        self, run: str, kinds: Sequence[str]
+    ) -> tuple[Head, dict[str, dict[str, bytes]]] | None:
+        places = list(dict.fromkeys(_PLACES[kind][0] for kind in kinds))
+        numbers = [_NAMES.index(place) + 1 for place in places]
+        with _errors, _reading(run):
+            found = _read(self._client, self._keys(run), *self._common(run), *numbers)
+            if not found:
+                return None
+            hashes = dict(zip(places, map(_pairs, found[1:]), strict=True))
+            rows = {kind: _rows(kind, hashes[_PLACES[kind][0]]) for kind in kinds}
+            return _head(run, _pairs(found[0])), rows
+
+    def rows(self, run: str, kind: str, keys: Sequence[str] | None) -> Mapping[str, bytes]:
+        place, start = _PLACES[kind]
+        name = self._keys(run)[_NAMES.index(place)]
+        with _errors, _reading(run):
+            if keys is None:
+                return _rows(kind, self._client.hgetall(name))
+            if not keys:
+                return {}
+            values = self._client.hmget(name, [start + key for key in keys])
+            found = zip(keys, values, strict=True)
+            return {key: value for key, value in found if value is not None}
+
+    def heads(self, before: tuple[float, str] | None, count: int) -> list[Head]:
+        found: list[Head] = []
+        more, number = True, count + 100
+        with _errors:
+            while more and len(found) < count:
+                upper = "+inf" if before is None else before[0]
+                batch = self._client.zrevrangebyscore(
+                    self._index, upper, "-inf", start=0, num=number, withscores=True
+                )
+                listed = [(score, run.decode()) for run, score in batch]
+                later = [each for each in listed if before is None or each < before]
+                more = len(batch) == number
+                if later:
+                    before = later[-1]
+                    found += self._heads(later)
+                else:  # so many runs were created at the same moment
+                    number *= 2
+        return found[:count]
 
     def delete(self, run: str) -> bool:
         with _errors:
-            existed = _delete(self._client, self._keys(run), self._channels(run))
+            existed = _delete(self._client, self._keys(run), *self._common(run))
             self._client.zrem(self._index, run)
         return bool(existed)
 
+    # --- owners of leases -----------------------------------------------------------------------
+
+    def renew(self, owners: Sequence[str], seconds: float) -> None:
+        lasting = max(self.options.ttl, self.options.result_ttl)
+        with _errors:
+            _renew(self._client, [self._living], seconds, lasting, *owners)
+
+    def owners(self) -> dict[str, float]:
+        with _errors:
+            now, found = _owners(self._client, [self._living])
+            return {owner: float(till) - float(now) for owner, till in _texts_by(found).items()}
+
+    def retire(self, owners: Sequence[str]) -> None:
+        if owners:
+            with _errors:
+                self._client.zrem(self._living, *owners)
+
     # --- made faster ------------------------------------------------------------------------
+
+    def data(self, run: str) -> dict[str, bytes] | None:
+        found = self.rows(run, "data", None)
+        with _errors:
+            if not found and not self._client.exists(self._keys(run)[0]):
+                return None
+        return dict(found)
 
     def peek(self, run: str) -> tuple[State, int] | None:
         with _errors, _reading(run):
             name, generation = self._client.hmget(self._keys(run)[0], "state", "gen")
             return None if name is None else (_state(name), int(generation))
 
-    def finished(self, run: str, slots: Sequence[str]) -> set[str]:
+    def finished(self, run: str, addresses: Sequence[str]) -> set[str]:
+        results = self._keys(run)[_NAMES.index("results")]
         with _errors:
             pipe = self._client.pipeline(transaction=False)
-            for slot in slots:
-                pipe.hexists(self._keys(run)[2], slot)
-            return {slot for slot, found in zip(slots, pipe.execute(), strict=True) if found}
+            for address in addresses:
+                pipe.hexists(results, address)
+            found = zip(addresses, pipe.execute(), strict=True)
+            return {address for address, done in found if done}
 
     def wait(self, run: str, timeout: float | None = None) -> State | None:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -409,8 +484,24 @@ class RedisStore(ResultStore):
             client = self._own = _connect(self.url)
         return client
 
+    @property
+    def _clustered(self) -> bool:
+        return isinstance(self._client, redis.RedisCluster)
+
     def _call(self, script: _Script, run: str, *args: Any) -> Any:
-        """Call *script*, one of the two of every job, on a connection that is kept for them.
+        """Call *script* about *run*, as soon as nobody has that to itself."""
+        keys, common = self._keys(run), self._common(run)
+        answer = self._called(script, keys, *common, *args)
+        deadline = time.monotonic() + _GIVE_UP
+        while answer is None:
+            if time.monotonic() > deadline:
+                raise _Conflict(f"run {run!r} is always busy")
+            time.sleep(random.uniform(0.001, 0.005))
+            answer = self._called(script, keys, *common, *args)
+        return answer
+
+    def _called(self, script: _Script, keys: Sequence[str], *args: Any) -> Any:
+        """Call *script*, one of those of every job, on a connection that is kept for them.
 
         A pool looks at a connection whenever it lends it: a quarter of what such a call takes.
         """
@@ -423,7 +514,7 @@ class RedisStore(ResultStore):
         if client is None:
             client = self._lasting()
         # An exception leaves the connection to the pool: it may be out of step.
-        answer = script(client, self._keys(run), *args)
+        answer = script(client, keys, *args)
         if not self._kept:
             self._kept.append(client)
         return answer
@@ -440,113 +531,233 @@ class RedisStore(ResultStore):
         return redis.asyncio.Redis.from_url(url, **kwargs)
 
     def _keys(self, run: str) -> list[str]:
-        base = f"{self.options.prefix}:{{{run}}}:"
-        names = ("run", "pages", "results", "marks", "jobs", "data", "members")
-        return [base + name for name in names]
+        base = self._channels(run)
+        return [base + name for name in _NAMES]
 
     def _channels(self, run: str) -> str:
         """What the names of the channels of *run* start with."""
         return f"{self.options.prefix}:{{{run}}}:"
 
-    def _list(self, run: str) -> None:
-        """Put *run* into the index, and take out some of the oldest if they have expired."""
-        now = time.time()
-        pipe = self._client.pipeline(transaction=False)
-        pipe.zadd(self._index, {run: now})
-        # Longer than any of its runs, unless nothing is engaged for all that time.
-        pipe.pexpire(self._index, 2 * max(self._ttl, self._result_ttl))
-        pipe.zrangebyscore(
-            self._index, "-inf", now - min(self._ttl, self._result_ttl) / 1000, start=0, num=10
-        )
-        self._unlist([old.decode() for old in pipe.execute()[2]])
+    def _common(self, run: str) -> tuple[int, int, str]:
+        """The first arguments of every script about *run*."""
+        return self._ttl, self._result_ttl, self._channels(run)
 
-    def _unlist(self, runs: Sequence[str]) -> None:
+    def _repeat(self, call: Callable[..., T], *args: Any) -> T:
+        """What *call* returns once no other process comes between."""
+        deadline = time.monotonic() + _GIVE_UP
+        conflicts = 0
+        try:
+            while True:
+                try:
+                    return call(*args)
+                except _Conflict:
+                    if time.monotonic() > deadline:
+                        raise
+                conflicts += 1
+                if conflicts == _CONFLICTS:
+                    self._thread.token = uuid4().hex
+                time.sleep(random.uniform(0, 0.002))
+        finally:
+            self._thread.token = ""
+
+    def _fields(self, run: str, token: str) -> dict[bytes, bytes]:
+        """The fields of the run's hash; with a *token* nobody else can write until `_write`."""
+        if token:
+            found = _lock(self._client, self._keys(run), *self._common(run), token, _LOCKED)
+            if found is None:
+                raise _Conflict(f"another process has run {run!r} to itself")
+            return _pairs(found)
+        fields: dict[bytes, bytes] = self._client.hgetall(self._keys(run)[0])
+        return fields
+
+    def _write(self, run: str, version: bytes | str, token: str, before: Head, rows: Rows) -> None:
+        """Write what a transaction has changed, and give up its lock.
+
+        Raises:
+            _Conflict: the run is no longer of this *version*, if one is given.
+        """
+        head, old = rows.head, _changeable(before)
+        fields = {key: value for key, value in _changeable(head).items() if old[key] != value}
+        moved = (head.state, head.generation) != (before.state, before.generation)
+        told = head.state.value if moved else ""
+        touched = int(head.updated_at != before.updated_at)
+        args = [version, token, touched, told, head.state.value, len(fields), *_flat(fields)]
+        args.append(len(rows.cleared))
+        for kind in sorted(rows.cleared):
+            place, start = _PLACES[kind]
+            args += [_NAMES.index(place) + 1, start]
+        for kind, changed in rows.changed.items():
+            place, start = _PLACES[kind]
+            for key, value in changed.items():
+                known = int(value is not None)
+                args += [_NAMES.index(place) + 1, start + key, known, value or b""]
+        with _errors:
+            if not _commit(self._client, self._keys(run), *self._common(run), *args):
+                raise _Conflict(f"run {run!r} has changed meanwhile")
+
+    def _create_listed(self, run: str, args: Sequence[Any]) -> bool:
+        """`insert` where no script can write a run and the index.
+
+        The run is listed first: if this process dies then, there is no run that nobody finds.
+        """
+        if not self._client.exists(self._keys(run)[0]):
+            self._list(run, time.time())
+        created = _create(self._client, self._keys(run), *self._common(run), *args)
+        if created is None:
+            return False
+        self._list(run, float(created[0]))
+        horizon = float(created[0]) - min(self._ttl, self._result_ttl) / 1000
+        old = self._client.zrangebyscore(self._index, "-inf", horizon, start=0, num=10)
+        self._forget_gone([each.decode() for each in old])
+        return True
+
+    def _list(self, run: str, created: float) -> None:
+        pipe = self._client.pipeline(transaction=False)
+        pipe.zadd(self._index, {run: created})
+        pipe.pexpire(self._index, 2 * max(self._ttl, self._result_ttl))
+        pipe.execute()
+
+    def _forget_gone(self, runs: Sequence[str]) -> None:
         """Take those of *runs* that are gone out of the index."""
         pipe = self._client.pipeline(transaction=False)
         for run in runs:
             pipe.exists(self._keys(run)[0])
         there = pipe.execute() if runs else []
-        gone = [run for run, found in zip(runs, there, strict=True) if not found]
-        if gone:
-            self._client.zrem(self._index, *gone)
+        self._unlist([run for run, found in zip(runs, there, strict=True) if not found])
 
-    def _summaries(self, runs: Sequence[str]) -> list[Summary]:
-        """What is there of *runs*."""
+    def _unlist(self, gone: Sequence[str]) -> None:
+        """Take runs that were not there out of the index, unless they are there now.
+
+        In a cluster, where a run is listed first, they may be there soon.
+        """
+        keys = [] if self._clustered else [self._keys(run)[0] for run in gone]
+        if gone:
+            _unlist(self._client, [self._index, *keys], _LISTED_FOR, *gone)
+
+    def _heads(self, listed: Sequence[tuple[float, str]]) -> list[Head]:
+        """What is there of runs in the index."""
         pipe = self._client.pipeline(transaction=False)
-        for run in runs:
-            pipe.hmget(self._keys(run)[0], *_LISTED)
-        summaries: list[Summary] = []
-        for run, values in zip(runs, pipe.execute(raise_on_error=False), strict=True):
+        for _, run in listed:
+            keys = self._keys(run)
+            pipe.hmget(keys[0], *_LISTED)
+            pipe.hlen(keys[_NAMES.index("due")])
+        answers = pipe.execute(raise_on_error=False)
+        found, gone = [], []
+        for (created, run), fields, due in zip(listed, answers[::2], answers[1::2], strict=True):
             try:
-                summaries.extend(_summary(run, values))
+                head = _listed_head(run, fields, due)
             except (AttributeError, KeyError, TypeError, ValueError, ResponseError) as exc:
                 logger.warning("the record of run %r cannot be read: %r", run, exc)
-        return summaries
+                continue
+            if head is None:
+                gone.append(run)
+            else:
+                # The index has the order, and so the cursor of a listing.
+                found.append(replace(head, created_at=created))
+        self._unlist(gone)
+        return found
 
 
-def _summary(run: str, values: Any) -> Iterator[Summary]:
-    """The run of a listing from its fields, if it is there."""
-    if isinstance(values, Exception):
-        raise values
-    ended, state, name, tags, *counts = values
-    if state is None:
-        return
-    jobs, done, failing, dead, created, updated = counts
-    yield Summary(
+class _Thread(threading.local):
+    """What a thread is doing.
+
+    Attributes:
+        token: of its lock, while a transaction is to have the run to itself.
+    """
+
+    token = ""
+
+
+_LISTED = (
+    *("state", "gen", "left", "failing", "dead", "ender", "ended"),
+    *("jobs", "name", "tags", "ends", "created", "updated"),
+)
+
+
+def _listed_head(run: str, values: Any, due: Any) -> Head | None:
+    """The head of a run in a listing, if it is there."""
+    for each in (values, due):
+        if isinstance(each, Exception):
+            raise each
+    fields = {name.encode(): value for name, value in zip(_LISTED, values, strict=True)}
+    if fields[b"state"] is None:
+        return None
+    fields[b"meta"] = b""  # it can be large
+    # The field that is always there is not due.
+    return replace(_head(run, fields), due=max(0, due - 1))
+
+
+def _head(run: str, fields: Mapping[bytes, bytes]) -> Head:
+    ended = fields[b"ended"]
+    return Head(
         run=run,
-        name=name.decode() or None,
-        tags=tuple(orjson.loads(tags)),
-        state=_state(state),
-        jobs=int(jobs),
-        done=int(done),
-        failing=int(failing),
-        dead=int(dead),
-        created_at=float(created),
-        updated_at=float(updated),
+        meta=fields[b"meta"],
+        name=orjson.loads(fields[b"name"]),
+        tags=tuple(orjson.loads(fields[b"tags"])),
+        ends=tuple(fields[b"ends"].decode().split()),
+        jobs=int(fields[b"jobs"]),
+        remaining=int(fields[b"left"]),
+        state=_state(fields[b"state"]),
+        generation=int(fields[b"gen"]),
+        failing=int(fields[b"failing"]),
+        dead=int(fields[b"dead"]),
+        ender=fields[b"ender"].decode(),
+        created_at=float(fields[b"created"]),
+        updated_at=float(fields[b"updated"]),
         ended_at=float(ended) if ended else None,
     )
 
 
-_LISTED = (
-    *("ended", "state", "name", "tags"),
-    *("jobs", "done", "failing", "dead", "created", "updated"),
-)
+def _changeable(head: Head) -> dict[str, Any]:
+    """The fields of the run's hash that change; of the times scripts write their own."""
+    return {
+        "state": head.state.value,
+        "gen": head.generation,
+        "left": head.remaining,
+        "failing": head.failing,
+        "dead": head.dead,
+        "ender": head.ender,
+        "ended": "" if head.ended_at is None else head.ended_at,
+    }
 
 
-def _execution(value: bytes) -> Execution:
-    """A field of ``:jobs``: "!generation info" of a job that has completed, else "starts time"."""
-    first, _, rest = value.partition(b" ")
-    if first.startswith(b"!"):
-        return Execution(info=rest)
-    return Execution(int(first), float(rest))
+def _rows(kind: str, fields: Mapping[bytes, bytes]) -> dict[str, bytes]:
+    """The rows of a kind among the fields of the hash that has them."""
+    start = _PLACES[kind][1].encode()
+    return {
+        field[len(start) :].decode(): value
+        for field, value in fields.items()
+        if field != _SENTINEL and field.startswith(start)
+    }
+
+
+def _settles(settles: Settles | None) -> list[Any]:
+    return [settles.step, settles.member, settles.width] if settles else ["", "", 0]
+
+
+def _turn(turn: Turn | None) -> list[Any]:
+    return [turn.address, turn.member, turn.limit, turn.width] if turn else ["", "", 0, 0]
+
+
+def _barrier(barrier: Barrier) -> list[Any]:
+    settles, turn = _settles(barrier.settles), _turn(barrier.turn)
+    return [barrier.name, barrier.width, barrier.then, *settles, *turn]
+
+
+def _texts(values: Iterable[bytes]) -> tuple[str, ...]:
+    return tuple(value.decode() for value in values)
+
+
+def _texts_by(flat: Sequence[bytes]) -> dict[str, bytes]:
+    return {key.decode(): value for key, value in _pairs(flat).items()}
+
+
+def _flat(fields: Mapping[str, Any]) -> list[Any]:
+    return [part for pair in fields.items() for part in pair]
 
 
 def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _record(run: str, fields: Mapping[bytes, bytes], marked: Mapping[bytes, bytes]) -> Record:
-    marks: dict[str, dict[str, bytes]] = {"failure": {}, "finished": {}, "held": {}}
-    for key, value in marked.items():
-        kind, _, address = key.decode().partition(":")
-        marks.setdefault(kind, {})[address] = value
-    ended = fields.get(b"ended")
-    return Record(
-        run=run,
-        meta=fields[b"meta"],
-        state=_state(fields[b"state"]),
-        generation=int(fields[b"gen"]),
-        remaining=int(fields[b"left"]),
-        done=int(fields[b"done"]),
-        failing=int(fields[b"failing"]),
-        dead=int(fields[b"dead"]),
-        created_at=float(fields[b"created"]),
-        updated_at=float(fields[b"updated"]),
-        ended_at=float(ended) if ended else None,
-        failures=marks["failure"],
-        finished=frozenset(marks["finished"]),
-        held=marks["held"],
-    )
 
 
 def _state(value: bytes) -> State:
@@ -598,9 +809,11 @@ def _reading(run: str) -> Iterator[None]:
         raise CorruptRecord(f"the record of run {run!r} cannot be read: {exc!r}") from None
 
 
-_DEFAULTS: dict[str, Any] = {"socket_connect_timeout": 5.0, "socket_timeout": 20.0}
 _MAJOR = int(redis.__version__.partition(".")[0])
-_CERT_REQS = {"CERT_NONE": "none", "CERT_OPTIONAL": "optional", "CERT_REQUIRED": "required"}
+
+
+def _connection(url: str) -> tuple[str, Any, dict[str, Any]]:
+    return connection(url, _MAJOR)
 
 
 def _check(url: str) -> None:
@@ -616,74 +829,6 @@ def _check(url: str) -> None:
     except (TypeError, ValueError, RedisError) as exc:
         problem = f"{without_secrets(url)} is not the URL of a Redis: {exc}"
         raise ConfigurationError(problem) from None
-
-
-def _connection(url: str) -> tuple[str, Any, dict[str, Any]]:
-    """What *url* means: ("server" or "cluster", url, options) or ("sentinel", hosts, options)."""
-    scheme, _, rest = url.partition("://")
-    if scheme == "sentinel":
-        return "sentinel", *_sentinel(url)
-    place = rest.partition("?")[0]
-    parts = urlsplit(f"redis://{rest}")
-    query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-    query.pop("decode_responses", None)  # what we read is bytes
-    if scheme == "redis+socket":
-        if not parts.path:
-            raise ValueError("it has no path")
-        query["db"] = query.pop("virtual_host", query.get("db", "0")).strip("/")
-        # redis-py 4 knows no timeouts for these.
-        kwargs = {key: value for key, value in _DEFAULTS.items() if key not in query and _MAJOR > 4}
-        return "server", f"unix://{place}?{urlencode(query)}", kwargs
-    _port(parts)
-    database = query.get("db", parts.path.strip("/")) or "0"
-    if not database.isdecimal() or (scheme == "redis+cluster" and int(database)):
-        allowed = "a cluster has database 0 only" if scheme == "redis+cluster" else "not a number"
-        raise ValueError(f"database {database!r}: {allowed}")
-    if "ssl_cert_reqs" in query:  # Celery's documents write the names of the ssl module
-        query["ssl_cert_reqs"] = _CERT_REQS.get(query["ssl_cert_reqs"], query["ssl_cert_reqs"])
-    kwargs = {key: value for key, value in _DEFAULTS.items() if key not in query}
-    if query.get("ssl_cert_reqs") == "none":  # redis-py 6 refuses it together with its default
-        kwargs["ssl_check_hostname"] = False
-    kind, real = ("cluster", "redis") if scheme == "redis+cluster" else ("server", scheme)
-    base = f"{real}://{place}"
-    return kind, f"{base}?{urlencode(query)}" if query else base, kwargs
-
-
-def _port(parts: SplitResult) -> int | None:
-    try:
-        return parts.port
-    except ValueError:  # its text may be a piece of the password
-        raise ValueError(
-            "the port is not a number up to 65535 (a / in a password is written as %2F)"
-        ) from None
-
-
-def _sentinel(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
-    hosts: list[tuple[str, int]] = []
-    kwargs: dict[str, Any] = dict(_DEFAULTS)
-    service = ""
-    for part in url.replace(",", ";").split(";"):
-        split = urlsplit(part if "://" in part else f"sentinel://{part}")
-        hosts.append((split.hostname or "localhost", _port(split) or 26379))
-        path = split.path.strip("/")
-        if path.isdecimal():
-            kwargs["db"] = int(path)
-        elif path:
-            service = path
-        if split.password:
-            kwargs["password"] = unquote(split.password)
-        if split.username:
-            kwargs["username"] = unquote(split.username)
-        query = {key: values[-1] for key, values in parse_qs(split.query).items()}
-        service = query.get("master_name", service)
-        if "db" in query:
-            kwargs["db"] = int(query["db"])
-    if not service:
-        raise ValueError(
-            "it does not say which master to ask Sentinel for: "
-            "sentinel://host:26379/mymaster, or ?master_name=mymaster"
-        )
-    return hosts, {**kwargs, "service_name": service}
 
 
 def _connect(url: str) -> Any:

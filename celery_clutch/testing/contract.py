@@ -23,27 +23,32 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ..errors import AlreadyEngaged, MissingExtra, StoreUnavailable
 from ..model.status import State
 from ..stores.base import (
-    ENDED,
+    TURNS,
+    Attempted,
+    Barrier,
     Begun,
     Completed,
+    Completion,
+    Due,
     Execution,
     Failed,
-    Joins,
+    Lease,
     Missing,
-    MissingType,
     Record,
     ResultStore,
     Settles,
     StoreOptions,
     Summary,
+    Turn,
     Verdict,
 )
+from ..stores.memory import MemoryStore
 
 try:
     import hypothesis
@@ -90,7 +95,7 @@ class StoreContract:
             one object.
         processes: they do so from different processes as well.
         ttl: the shortest time to live that the store can keep to, in seconds.
-        examples: how many random histories are compared with the model.
+        examples: how many random histories are compared with what `MemoryStore` does.
     """
 
     shared = True
@@ -141,19 +146,26 @@ class StoreContract:
         assert (record.run, record.meta) == ("r", b"meta"), "meta: what create was given, unchanged"
         assert record.state is State.RUNNING
         assert record.generation == 0
-        assert record.remaining == 3, "remaining == units"
+        assert (record.jobs, record.remaining) == (3, 3), "remaining == jobs"
         assert (record.done, record.failing, record.dead) == (0, 0, 0)
         assert record.ended_at is None, "ended_at is None while running"
         assert (record.failures, record.finished, record.held) == ({}, frozenset(), {})
+        assert record.due == {}
         assert abs(record.created_at - before) < 300, "created_at: seconds since the epoch"
         assert record.updated_at >= record.created_at
 
-    def test_create_without_units_has_succeeded(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 0)
+    def test_create_without_jobs_has_succeeded(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 0, ends=[State.SUCCEEDED, State.FAILED])
         record = _read(store, "r")
-        assert record.state is State.SUCCEEDED, "with units == 0 it is SUCCEEDED from the start"
+        assert record.state is State.SUCCEEDED, "with jobs == 0 it is SUCCEEDED from the start"
         assert record.ended_at is not None
+        assert _due(store, "r") == {"end SUCCEEDED": ""}
         assert store.wait("r", LONG) is State.SUCCEEDED
+
+    def test_create_makes_due(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 1, due={"page 0": 1234.5, "odd: ü \u2713": 4e9})
+        assert _read(store, "r").due == {"page 0": Due(1234.5), "odd: ü \u2713": Due(4e9)}
+        assert [each.due for each in _scan(store)] == [2]
 
     def test_create_leaves_a_run_that_exists_as_it_is(self, store: ResultStore) -> None:
         store.create("r", b"first", {"0": b"page"}, 2, name="first", tags=["t"])
@@ -184,15 +196,18 @@ class StoreContract:
 
     def test_runs_do_not_touch_each_other(self, store: ResultStore) -> None:
         for number, run in enumerate(IDS):
-            store.create(run, run.encode(), {"0": run.encode()}, number + 1)
+            store.create(run, run.encode(), {"0": run.encode()}, number + 1, due={run: 1.0})
             _complete(store, run, "0", run.encode())
             _fail(store, run, "1", failure=run.encode())
-            store.hold(run, "1", run.encode())
+            assert store.checkpoint(run, "1", run.encode(), 0)
+            assert _begin(store, run, "2", owner=run) is Verdict.RUN
         for number, run in enumerate(IDS):
             record, own = _read(store, run), run.encode()
             assert (record.run, record.meta, record.remaining) == (run, own, number)
             assert (record.failures, record.held) == ({"1": own}, {"1": own})
             assert (store.page(run, "0"), store.values(run, ["0"])) == (own, [own])
+            assert record.due == {run: Due(1.0)}
+            assert {at: lease.owner for at, lease in store.leases(run).items()} == {"2": run}
         assert store.delete(IDS[0])
         left = [store.read(run) is not None for run in IDS]
         assert left == [False] + [True] * (len(IDS) - 1), "delete forgets one run"
@@ -221,35 +236,69 @@ class StoreContract:
 
     # --- begin ----------------------------------------------------------------------------
 
-    def test_begin_runs_a_job(self, store: ResultStore) -> None:
+    def test_begin_gives_a_lease(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 1)
-        assert store.begin("r", "0", "0", 0, 5) == Begun(Verdict.RUN)
+        before = _read(store, "r").created_at
+        assert _begun(store, "r", "0", owner="me", turn=3, page="1/2") == Begun(Verdict.RUN)
+        lease = store.leases("r").pop("0")
+        assert replace(lease, started_at=0.0) == Lease("me", 3, 0, 0.0, "1/2")
+        assert before <= lease.started_at < before + 300
 
     def test_begin_drops_jobs_of_no_run_and_of_other_generations(self, store: ResultStore) -> None:
         assert _begin(store, "gone", "0") is Verdict.DROP, "no such run: DROP"
         assert store.read("gone") is None
         store.create("r", b"", {}, 2)
-        assert _begin(store, "r", "0", generation=1) is Verdict.DROP, "another generation: DROP"
+        assert _begin(store, "r", "0", 1) is Verdict.DROP, "another generation: DROP"
+        assert store.leases("r") == {}
         assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
-        assert _begin(store, "r", "0", generation=0) is Verdict.DROP, "another generation: DROP"
-        assert _begin(store, "r", "0", generation=1) is Verdict.RUN
+        assert _begin(store, "r", "0", 0) is Verdict.DROP, "another generation: DROP"
+        assert _begin(store, "r", "0", 1) is Verdict.RUN
 
     def test_begin_asks_in_order(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 3)
-        assert [_begin(store, "r", "0", limit=1) for _ in range(2)][1] is Verdict.GIVE_UP
+        store.create("r", b"", {}, 5)
         _complete(store, "r", "0")
-        store.hold("r", "0", b"held")
-        assert _begin(store, "r", "0", limit=1) is Verdict.DONE, "a result in slot: DONE"
-        assert _begin(store, "r", "0", generation=7) is Verdict.DROP, "DROP goes before DONE"
-        store.transition("r", [State.RUNNING], State.CANCELLED, 0)
+        _fail(store, "r", "0", final=True)
+        assert _begin(store, "r", "0") is Verdict.DONE, "a result goes before a failure"
+        assert store.checkpoint("r", "1", b"held", 0)
+        assert _begun(store, "r", "1") == Begun(Verdict.RUN, b"held")
+        assert store.leases("r") == {}, "RUN with held gives no lease"
+        _fail(store, "r", "1", attempt=1)
+        assert _begin(store, "r", "1") is Verdict.DROP, "a failed attempt goes before held"
+        assert _begun(store, "r", "1", turn=TURNS) == Begun(Verdict.RUN, b"held")
+        assert _begin(store, "r", "2", owner="one") is Verdict.RUN
+        assert store.checkpoint("r", "2", b"two", 0)
+        assert store.leases("r") == {}, "checkpoint: the lease is dropped"
+        assert _begin(store, "r", "0", 7) is Verdict.DROP, "DROP goes before DONE"
+        store.transition("r", [State.RUNNING, State.FAILED], State.CANCELLED, 0)
         assert _begin(store, "r", "0") is Verdict.DROP, "CANCELLED: DROP, before DONE"
-        assert _begin(store, "r", "1") is Verdict.DROP
+        assert _begin(store, "r", "3") is Verdict.DROP
 
-    def test_begin_looks_at_the_slot_not_the_address(self, store: ResultStore) -> None:
+    def test_begin_takes_receipts(self, store: ResultStore) -> None:
+        due = {"page 0": 1.0, "b": 1.0, "c": 1.0, "d": 1.0, "e": 1.0}
+        store.create("r", b"", {}, 5, due=due)
+        _begin(store, "r", "0", 1, receipts=["page 0"])
+        _begin(store, "gone", "0", receipts=["page 0"])
+        assert set(_due(store, "r")) == set(due), "DROP goes before the receipts"
+        assert _begin(store, "r", "0", receipts=["page 0", "none"]) is Verdict.RUN
+        assert _begin(store, "r", "0", owner="other", receipts=["b"]) is Verdict.BUSY
+        _complete(store, "r", "1")
+        assert _begin(store, "r", "1", receipts=["c"]) is Verdict.DONE
+        _fail(store, "r", "2", final=True)
+        assert _begin(store, "r", "2", receipts=["d"]) is Verdict.DROP
+        assert _due(store, "r") == {"e": ""}, "otherwise receipts are no longer due"
+        store.transition("r", [State.FAILED], State.CANCELLED, 0)
+        store.remind("r", {"f": 1.0})
+        assert _begin(store, "r", "3", receipts=["f"]) is Verdict.DROP
+        assert "f" in _due(store, "r"), "CANCELLED: DROP, before the receipts"
+
+    def test_begin_drops_attempts_that_have_failed(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 3)
-        _complete(store, "r", "0.1", slot="0")
-        assert store.begin("r", "0.1", "0", 0, 5).verdict is Verdict.DONE
-        assert store.begin("r", "0", "0.1", 0, 5).verdict is Verdict.RUN
+        _fail(store, "r", "0", attempt=2)
+        turns = [0, 1, TURNS, 2 * TURNS - 1, 2 * TURNS]
+        verdicts = [_begin(store, "r", "0", turn=turn) for turn in turns]
+        assert verdicts == [Verdict.DROP] * 4 + [Verdict.RUN], "of this attempt or a later one"
+        _fail(store, "r", "1", attempt=1, final=True)
+        assert _begin(store, "r", "1", turn=5 * TURNS) is Verdict.DROP, "a failure that was final"
 
     def test_begin_lets_a_failed_run_go_on(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 2)
@@ -257,70 +306,175 @@ class StoreContract:
         assert _read(store, "r").state is State.FAILED
         assert _begin(store, "r", "1") is Verdict.RUN, "a FAILED run goes on"
 
-    def test_begin_gives_up_after_the_limit(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 2)
-        verdicts = [_begin(store, "r", "0", limit=3) for _ in range(5)]
-        assert verdicts == [Verdict.RUN] * 3 + [Verdict.GIVE_UP] * 2, "limit starts, then GIVE_UP"
-        assert _begin(store, "r", "1", limit=3) is Verdict.RUN, "starts are counted by address"
-        _fail(store, "r", "0", attempt=1)
-        verdicts = [_begin(store, "r", "0", limit=1) for _ in range(2)]
-        assert verdicts == [Verdict.RUN, Verdict.GIVE_UP], "starts since the last outcome count"
-        store.transition("r", [State.RUNNING], State.RUNNING, 0)
-        verdict = _begin(store, "r", "0", generation=1, limit=1)
-        assert verdict is Verdict.RUN, "starts are counted by generation"
+    def test_begin_is_busy_while_another_has_it(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 3)
+        assert _begin(store, "r", "0", owner="one", turn=2) is Verdict.RUN
+        busy = Begun(Verdict.BUSY, owner="one")
+        for owner in ("two", "one"):
+            assert _begun(store, "r", "0", owner=owner, turn=2) == busy
+            assert _begun(store, "r", "0", owner=owner, turn=1) == busy
+        assert _begun(store, "r", "0", owner="two", turn=2, lapsed="three") == busy
+        assert store.leases("r")["0"].owner == "one"
+        assert _begin(store, "r", "1", owner="two") is Verdict.RUN, "leases are by address"
+        assert _begin(store, "r", "0", owner="two", turn=3) is Verdict.RUN, "of a lower turn: RUN"
+        lease = store.leases("r")["0"]
+        assert (lease.owner, lease.turn, lease.lapses) == ("two", 3, 0)
 
-    def test_begin_counts_every_one_of_many_starts(self, store: ResultStore) -> None:
+    def test_begin_gives_up_when_too_many_owners_have_died(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 2)
+        assert _begin(store, "r", "0", owner="w0", limit=3) is Verdict.RUN
+        for number in (1, 2):
+            mine = {"owner": f"w{number}", "lapsed": f"w{number - 1}", "limit": 3}
+            assert _begin(store, "r", "0", **mine) is Verdict.RUN
+            lease = store.leases("r")["0"]
+            assert (lease.owner, lease.lapses) == (f"w{number}", number)
+            assert _begin(store, "r", "0", **mine) is Verdict.BUSY, "it is not the owner any more"
+        assert _begin(store, "r", "0", owner="w3", lapsed="w2", limit=3) is Verdict.GIVE_UP
+        assert store.leases("r")["0"].owner == "w2", "only RUN gives the lease"
+        assert _begin(store, "r", "0", owner="w3", turn=1, limit=3) is Verdict.RUN
+        assert store.leases("r")["0"].lapses == 2, "of the same job"
+        _fail(store, "r", "0", attempt=1)
+        assert _begin(store, "r", "0", turn=TURNS, limit=3) is Verdict.RUN
+        assert store.leases("r")["0"].lapses == 0, "the lease of the job is dropped"
+        assert _begin(store, "r", "1", owner="a", lapsed="a") is Verdict.RUN, "no lease: RUN"
+
+    def test_leases_outlive_the_generation(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 2)
+        _begin(store, "r", "0", owner="one")
+        assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
+        assert store.leases("r")["0"].owner == "one"
+        assert _begun(store, "r", "0", 1, owner="two") == Begun(Verdict.BUSY, owner="one")
+        store.transition("r", [State.RUNNING], State.CANCELLED, 1)
+        assert store.leases("r")["0"].owner == "one"
+
+    def test_one_of_many_gets_the_lease(self, store: ResultStore) -> None:
         stores = self._two(store)
         store.create("r", b"", {}, 1)
-        calls = [_call(_begin, stores[i % 2], "r", "0", limit=5) for i in range(12)]
-        assert sorted(_at_once(calls)) == [Verdict.RUN] * 5 + [Verdict.GIVE_UP] * 7
+        calls = [_call(_begun, stores[i % 2], "r", "0", owner=f"w{i}") for i in range(12)]
+        answers = _at_once(calls)
+        owner = store.leases("r")["0"].owner
+        expected = [Begun(Verdict.BUSY, owner=owner)] * 12
+        expected[int(owner[1:])] = Begun(Verdict.RUN)
+        assert answers == expected, "one lease"
+        again = [_call(_begin, stores[i % 2], "r", "0", lapsed=owner) for i in range(8)]
+        assert sorted(_at_once(again)) == [Verdict.RUN] + [Verdict.BUSY] * 7, "one takes it over"
 
-    # --- hold -----------------------------------------------------------------------------
-
-    def test_hold(self, store: ResultStore) -> None:
+    def test_release(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 2)
-        for odd in ODD:
-            store.hold("r", "0", odd)
-            begun = store.begin("r", "0", "0", 0, 1)
-            assert begun == Begun(Verdict.RUN, odd), "what was held; the last call wins"
-        assert store.begin("r", "1", "1", 0, 1).held is None
-        assert _read(store, "r").held == {"0": ODD[-1]}
+        _begin(store, "r", "0", owner="one", turn=2)
+        for run, at, owner, turn in (
+            ("gone", "0", "one", 2),
+            ("r", "1", "one", 2),
+            ("r", "0", "two", 2),
+            ("r", "0", "one", 1),
+        ):
+            store.release(run, at, owner, turn)
+        assert store.leases("r")["0"].owner == "one", "if it is that of owner and turn"
+        store.release("r", "0", "one", 2)
+        assert store.leases("r")["0"].owner != "one"
+        assert _begin(store, "r", "0", owner="two", limit=2) is Verdict.RUN
+        assert store.leases("r")["0"].lapses == 1, "its owner counts as dead"
+        assert store.read("gone") is None
 
-    def test_a_held_job_is_never_given_up(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 1)
-        assert [_begin(store, "r", "0", limit=1) for _ in range(2)][1] is Verdict.GIVE_UP
-        store.hold("r", "0", b"held")
-        begun = [store.begin("r", "0", "0", 0, 1) for _ in range(4)]
-        assert begun == [Begun(Verdict.RUN, b"held")] * 4
+    # --- owners ---------------------------------------------------------------------------
+
+    def test_owners(self, store: ResultStore) -> None:
+        one, two = self._two(store)
+        assert one.owners() == {}
+        one.renew(["a", "b: ü"], 100)
+        two.renew(["c"], 0.05)
+        found = two.owners()
+        assert set(found) == {"a", "b: ü", "c"}, "every process that was said to live"
+        assert 50 < found["a"] <= 101
+        assert found["c"] <= 1
+        one.renew(["c"], 200)
+        assert 150 < two.owners()["c"] <= 201, "so many seconds from now"
+        one.renew([], 5)
+        one.retire(["a", "never"])
+        two.retire([])
+        assert set(two.owners()) == {"b: ü", "c"}, "forget these processes"
+        one.retire(["b: ü", "c"])
+
+    def test_an_owner_that_is_not_renewed_seems_to_have_died(self, store: ResultStore) -> None:
+        store.renew(["a"], 0.05)
+        deadline = time.monotonic() + LONG
+        while store.owners().get("a", -1.0) >= 0:
+            assert time.monotonic() < deadline, "below 0, or not listed: it has died"
+            time.sleep(0.01)
+        store.renew(["a"], 100)
+        assert store.owners()["a"] > 50
+        store.retire(["a"])
+
+    # --- checkpoint and report ------------------------------------------------------------
+
+    def test_checkpoint(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 3)
+        for odd in ODD:
+            assert store.checkpoint("r", "0", odd, 0) is True
+            assert _begun(store, "r", "0") == Begun(Verdict.RUN, odd), "the last call wins"
+        assert _begun(store, "r", "1").held is None
+        assert store.checkpoint("r", "1", b"one", 0, ["start x"])
+        assert _due(store, "r") == {"start x": "1"}, "due is due"
+        assert store.leases("r") == {}, "the lease is dropped"
+        assert _read(store, "r").held == {"0": ODD[-1], "1": b"one"}
+
+    def test_checkpoints_that_are_of_no_use(self, store: ResultStore) -> None:
+        assert store.checkpoint("gone", "0", b"held", 0, ["x"]) is False
+        assert store.read("gone") is None
+        store.create("r", b"", {}, 3)
+        _begin(store, "r", "1")
+        _complete(store, "r", "0")
+        assert store.checkpoint("r", "0", b"held", 0, ["x"]) is False, "the job has a result"
+        assert store.checkpoint("r", "1", b"held", 1, ["x"]) is False, "another generation"
+        store.transition("r", [State.RUNNING], State.CANCELLED, 0)
+        assert store.checkpoint("r", "1", b"held", 0, ["x"]) is False, "CANCELLED"
+        record = _read(store, "r")
+        assert (record.held, record.due, set(store.leases("r"))) == ({}, {}, {"1"})
 
     def test_held_until_the_job_completes(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 3)
-        store.hold("r", "0", b"zero")
-        store.hold("r", "1", b"one")
+        store.checkpoint("r", "0", b"zero", 0)
+        store.checkpoint("r", "1", b"one", 0)
         _fail(store, "r", "0", final=True)
         store.transition("r", [State.FAILED], State.RUNNING, 0)
-        begun = store.begin("r", "0", "0", 1, 5)
-        assert begun.held == b"zero", "whatever the generation it was put away in"
+        assert _begun(store, "r", "0", 1).held == b"zero", "whatever the generation it is of"
         _complete(store, "r", "0", generation=1)
-        assert _read(store, "r").held == {"1": b"one"}, "what was held is dropped"
+        assert _read(store, "r").held == {"1": b"one"}, "the checkpoint of the job is dropped"
 
-    def test_hold_makes_no_run(self, store: ResultStore) -> None:
-        store.hold("gone", "0", b"held")
-        assert store.read("gone") is None
-        store.create("gone", b"", {}, 1)
-        assert store.begin("gone", "0", "0", 0, 5) == Begun(Verdict.RUN)
+    def test_report(self, store: ResultStore) -> None:
+        assert store.report("gone", "0", "child", b"x") is None
+        store.create("r", b"", {}, 4)
+        assert store.report("r", "0", "child", b"x") is None, "no such checkpoint"
+        for at in ("0", "0.1"):
+            store.checkpoint("r", at, at.encode(), 0)
+        assert store.report("r", "0", "a", ODD[-1]) == (b"0", {"a": ODD[-1]})
+        assert store.report("r", "0", "a", b"other") == (b"0", {"a": ODD[-1]}), "the first counts"
+        assert store.report("r", "0.1", "b", b"own") == (b"0.1", {"b": b"own"})
+        store.checkpoint("r", "0", b"again", 0)
+        assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
+        seen = store.report("r", "0", "c/d", b"")
+        assert seen == (b"again", {"a": ODD[-1], "c/d": b""}), "it lasts until the job completes"
+        _complete(store, "r", "0", generation=1)
+        assert store.report("r", "0", "a", b"x") is None
+        assert store.report("r", "0.1", "b", b"x") == (b"0.1", {"b": b"own"})
+
+    def test_the_last_of_many_reports_sees_them_all(self, store: ResultStore) -> None:
+        stores = self._two(store)
+        store.create("r", b"", {}, 1)
+        store.checkpoint("r", "0", b"held", 0)
+        calls = [_call(stores[i % 2].report, "r", "0", f"c{i}", b"x") for i in range(8)]
+        assert sorted(len(seen[1]) for seen in _at_once(calls)) == list(range(1, 9))
 
     # --- complete: the result ---------------------------------------------------------------
 
     def test_complete_counts(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 3)
-        assert _complete(store, "r", "0") == Completed(2, fresh=True)
-        assert _complete(store, "r", "1", job=False) == Completed(1, fresh=True)
+        store.create("r", b"", {}, 2)
+        _begin(store, "r", "0")
+        assert _complete(store, "r", "0") == Completed(1, fresh=True)
+        assert store.leases("r") == {}, "lease and checkpoint of the job are dropped"
         record = _read(store, "r")
-        assert (record.remaining, record.done) == (1, 1), "done rises by one if job"
-        assert record.state is State.RUNNING
-        done = _complete(store, "r", "2")
-        assert done == Completed(0, fresh=True, succeeded=True)
+        assert (record.remaining, record.done, record.state) == (1, 1, State.RUNNING)
+        assert _complete(store, "r", "1") == Completed(0, fresh=True, succeeded=True)
         record = _read(store, "r")
         assert record.state is State.SUCCEEDED, "at remaining == 0 a RUNNING run is SUCCEEDED"
         assert record.ended_at is not None
@@ -329,10 +483,10 @@ class StoreContract:
     def test_the_first_value_wins(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 2)
         assert _complete(store, "r", "0", b"first").fresh
-        again = _complete(store, "r", "0", b"second")
-        assert again == Completed(1, fresh=False), "the first value of a slot wins"
+        again = _complete(store, "r", "0", b"second", next=("job 1", 1.0))
+        assert again == Completed(1, fresh=False), "the first value of an address wins"
         assert store.values("r", ["0"]) == [b"first"]
-        assert (_read(store, "r").remaining, _read(store, "r").done) == (1, 1)
+        assert (_read(store, "r").remaining, _due(store, "r")) == (1, {})
 
     def test_complete_of_no_run(self, store: ResultStore) -> None:
         assert _complete(store, "gone", "0") == Completed(-1), "-1 when there is no such run"
@@ -343,15 +497,16 @@ class StoreContract:
     def test_finished_work_is_never_thrown_away(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 5)
         store.transition("r", [State.RUNNING], State.RUNNING, 0)
-        assert _complete(store, "r", "0", b"0", generation=0).fresh, "from every generation"
-        assert _complete(store, "r", "1", b"1", generation=7).fresh, "from every generation"
+        for at, generation in (("0", 0), ("1", 7)):
+            done = _complete(store, "r", at, at.encode(), generation=generation)
+            assert (done.fresh, done.generation) == (True, 1), "from every generation"
         _fail(store, "r", "4", generation=1, final=True)
-        assert _complete(store, "r", "2", b"2", generation=1).fresh, "accepted in every state"
+        assert _complete(store, "r", "2", b"2", generation=1).fresh, "in every state"
         assert _read(store, "r").state is State.FAILED
         store.transition("r", [State.FAILED], State.CANCELLED, 1)
-        assert _complete(store, "r", "3", b"3", generation=1).fresh, "accepted in every state"
+        assert _complete(store, "r", "3", b"3", generation=1).fresh, "in every state"
         last = _complete(store, "r", "4", b"4", generation=1)
-        assert last == Completed(0, fresh=True), "only a RUNNING run becomes SUCCEEDED"
+        assert last == Completed(0, fresh=True, generation=1), "only a RUNNING run is SUCCEEDED"
         assert _read(store, "r").state is State.CANCELLED
         assert store.values("r", list("01234")) == [b"0", b"1", b"2", b"3", b"4"]
 
@@ -379,9 +534,11 @@ class StoreContract:
         assert _complete(store, "r", "2").succeeded
 
     def test_the_last_result_of_a_dead_job_ends_the_run(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 1)
+        store.create("r", b"", {}, 1, ends=[State.SUCCEEDED])
         _fail(store, "r", "0", final=True)
-        assert _complete(store, "r", "0").succeeded, "RUNNING, and at remaining == 0 SUCCEEDED"
+        done = _complete(store, "r", "0")
+        assert done.succeeded, "RUNNING, and at remaining == 0 SUCCEEDED"
+        assert done.due == ("end SUCCEEDED",)
         assert _read(store, "r").state is State.SUCCEEDED
 
     def test_a_dead_job_may_live_on(self, store: ResultStore) -> None:
@@ -392,19 +549,19 @@ class StoreContract:
         assert _complete(store, "r", "0").succeeded, "no dead job is left: RUNNING, then SUCCEEDED"
 
     def test_every_result_of_many_writers_counts_once(self, store: ResultStore) -> None:
-        stores, units = self._two(store), 40
-        store.create("r", b"", {}, units)
+        stores, jobs = self._two(store), 40
+        store.create("r", b"", {}, jobs)
 
         def work(number: int) -> list[Completed]:
-            slots = [str((number * 7 + i) % units) for i in range(units)]
-            return [_complete(stores[number % 2], "r", slot, b"%d" % number) for slot in slots]
+            places = [str((number * 7 + i) % jobs) for i in range(jobs)]
+            return [_complete(stores[number % 2], "r", at, b"%d" % number) for at in places]
 
         answers = [done for each in _at_once([_call(work, i) for i in range(4)]) for done in each]
         fresh = [done.remaining for done in answers if done.fresh]
-        assert sorted(fresh) == list(range(units)), "remaining falls by one for each fresh value"
+        assert sorted(fresh) == list(range(jobs)), "remaining falls by one for each fresh value"
         assert sum(done.succeeded for done in answers) == 1, "one call ends the run"
         record = _read(store, "r")
-        assert (record.remaining, record.done, record.state) == (0, units, State.SUCCEEDED)
+        assert (record.remaining, record.done, record.state) == (0, jobs, State.SUCCEEDED)
 
     def test_one_of_many_values_wins(self, store: ResultStore) -> None:
         stores = self._two(store)
@@ -418,11 +575,195 @@ class StoreContract:
         assert {done.remaining for done in answers} == {8}
 
     def test_a_token_repeats_the_end(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 1)
-        assert _complete(store, "r", "0", token="me").succeeded
+        store.create("r", b"", {}, 1, ends=[State.SUCCEEDED])
+        first = _complete(store, "r", "0", token="me")
+        assert first == Completed(0, fresh=True, succeeded=True, due=("end SUCCEEDED",))
         again = _complete(store, "r", "0", token="me")
-        assert (again.remaining, again.succeeded) == (0, True), "told again that it succeeded"
-        assert not _complete(store, "r", "0", token="other").succeeded
+        assert again == replace(first, fresh=False), "told to the token, however often it asks"
+        other = _complete(store, "r", "0", token="other")
+        assert other == replace(again, succeeded=False)
+        store.published("r", ["end SUCCEEDED"])
+        assert _complete(store, "r", "0", token="me") == Completed(0, succeeded=True)
+
+    # --- complete: what is due ----------------------------------------------------------------
+
+    def test_what_is_next_is_due(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 3, due={"job 0": 5.0})
+        assert _complete(store, "r", "0", next=("job 1", 12345.5)).due == ("job 1",)
+        assert _read(store, "r").due["job 1"] == Due(12345.5, 0, "0"), "from when, and its cause"
+        assert _complete(store, "r", "0").due == ("job 1",), "what is still due with this cause"
+        assert _begin(store, "r", "1", receipts=["job 1"]) is Verdict.RUN
+        assert _complete(store, "r", "0").due == ()
+        assert _complete(store, "r", "1", next=("job 2", 1.0)).due == ("job 2",)
+        assert _due(store, "r") == {"job 0": "", "job 2": "1"}
+
+    def test_a_repeated_call_gets_what_is_still_due(self, store: ResultStore) -> None:
+        store.create("r", b"", {"1": b"one", "p": b"x"}, 9, due={"page p": 1.0})
+        opens: dict[str, Any] = {"barriers": [Barrier("b", 1, "page 1")], "next": ("job 8", 1.0)}
+        first = _complete(store, "r", "0", **opens)
+        assert (first.due, first.pages) == (("job 8", "page 1"), {"1": b"one"})
+        again = _complete(store, "r", "0", **opens)
+        assert again == replace(first, fresh=False), "its pages, too"
+        store.published("r", ["page 1"])
+        again = _complete(store, "r", "0", **opens)
+        assert (again.due, again.pages) == (("job 8",), {})
+        store.published("r", ["job 8"])
+        assert _complete(store, "r", "0", **opens).due == (), "what has been sent is not due again"
+        assert _due(store, "r") == {"page p": ""}
+
+    def test_pages_that_are_not_there(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 2)
+        done = _complete(store, "r", "0", barriers=[Barrier("b", 1, "page 9")])
+        assert (done.due, done.pages) == (("page 9",), {})
+
+    # --- barriers -----------------------------------------------------------------------------
+
+    def test_a_barrier_opens_once(self, store: ResultStore) -> None:
+        store.create("r", b"", {"2": b"two"}, 6)
+        barrier = Barrier("b", 3, "page 2")
+        assert store.counts("r", ["b", "c"]) == [0, 0]
+        assert _complete(store, "r", "1.0", barriers=[barrier]).due == ()
+        assert _complete(store, "r", "1.0", barriers=[barrier]).due == (), "each job counts once"
+        assert _complete(store, "r", "3", barriers=[Barrier("c", 2, "page 4")]).due == ()
+        assert _complete(store, "r", "1.1", barriers=[barrier]).due == ()
+        assert store.counts("r", ["c", "b", "x"]) == [1, 2, 0]
+        last = _complete(store, "r", "1.2", barriers=[barrier])
+        assert (last.due, last.pages) == (("page 2",), {"2": b"two"}), "its then is due"
+        assert _due(store, "r") == {"page 2": "1.2"}
+        assert _complete(store, "r", "1.1", barriers=[barrier]).due == ()
+        store.published("r", ["page 2"])
+        assert _complete(store, "r", "5", barriers=[barrier]).due == (), "it has opened before"
+        assert store.counts("r", ["b"]) == [4]
+        assert store.counts("r", []) == []
+        assert store.counts("gone", ["b"]) == [0]
+
+    def test_a_job_counts_towards_several_barriers(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 4)
+        barriers = [Barrier("a", 2, "page a"), Barrier("b", 3, "page b"), Barrier("c", 1)]
+        assert _complete(store, "r", "0", barriers=barriers).due == ()
+        assert _complete(store, "r", "1", barriers=barriers).due == ("page a",)
+        assert store.counts("r", ["a", "b"]) == [2, 2]
+        assert _complete(store, "r", "2", barriers=barriers).due == ("page b",)
+
+    def test_a_barrier_counts_over_all_generations(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 6)
+        barrier = Barrier("b", 3, "page 2")
+        _complete(store, "r", "1.0", barriers=[barrier])
+        assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
+        assert store.counts("r", ["b"]) == [1]
+        late = _complete(store, "r", "1.1", barriers=[barrier], generation=0)
+        assert (late.fresh, late.generation, late.due) == (True, 1, ())
+        late = _complete(store, "r", "1.2", barriers=[barrier], generation=0)
+        assert (late.generation, late.due) == (1, ("page 2",)), "late results count, and open"
+
+    def test_a_barrier_of_one(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 3)
+        turn = Turn("0", "0/0", 1, 3)
+        only = Barrier("b", 1, "page 2", Settles("0", "0.0", 1), turn)
+        done = _complete(store, "r", "0.0", barriers=[only])
+        assert (done.due, done.settled) == (("page 0/1", "page 2"), ("0",))
+
+    def test_a_barrier_settles_its_member(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 6)
+        inner = Barrier("0.0", 2, "", Settles("0", "0.0", 2))
+        assert _complete(store, "r", "0.0.0", barriers=[inner]).settled == ()
+        assert _complete(store, "r", "0.1", settles=Settles("0", "0.1", 2)).settled == ()
+        done = _complete(store, "r", "0.0.1", barriers=[inner])
+        assert (done.settled, done.due) == (("0",), ()), "its member settles when it opens"
+
+    def test_one_of_many_opens_a_barrier(self, store: ResultStore) -> None:
+        stores, width = self._two(store), 16
+        store.create("r", b"", {"2": b"two"}, width + 1)
+        barrier = Barrier("b", width, "page 2", Settles("1", "all", 1))
+        calls = [
+            _call(_complete, stores[(i + copy) % 2], "r", f"1.{i}", barriers=[barrier])
+            for i in range(width)
+            for copy in range(2)
+        ]
+        answers = _at_once(calls)
+        opened = [done for done in answers if done.fresh and done.due]
+        assert len(opened) == 1, "exactly one fresh completion gets the page"
+        assert (opened[0].due, opened[0].pages) == (("page 2",), {"2": b"two"})
+        assert [done.settled for done in answers if done.settled] == [("1",)]
+        fresh = sorted(done.remaining for done in answers if done.fresh)
+        assert fresh == list(range(1, width + 1)), "remaining falls by one for each fresh value"
+        assert store.counts("r", ["b"]) == [width]
+        again = [_complete(store, "r", f"1.{i}", barriers=[barrier]).due for i in range(width)]
+        assert [due for due in again if due] == [("page 2",)], "repeated to the one that opened it"
+
+    # --- turns ----------------------------------------------------------------------------------
+
+    def test_the_next_branch_is_due_when_one_is_over(self, store: ResultStore) -> None:
+        store.create("r", b"", {"1/2": b"two"}, 8)
+
+        def over(number: int) -> tuple[str, ...]:
+            turn = Turn("1", f"1.{number}", 2, 5)
+            barrier = Barrier("b", 1, turn=turn)
+            return _complete(store, "r", f"1.{number}", barriers=[barrier]).due
+
+        first = _complete(
+            store, "r", "1.1", barriers=[Barrier("b", 1, turn=Turn("1", "1.1", 2, 5))]
+        )
+        assert (first.due, first.pages) == (("page 1/2",), {"1/2": b"two"}), "limit the first time"
+        assert over(0) == ("page 1/3",), "then one more each time"
+        assert over(0) == ("page 1/3",), "a repeated call"
+        assert over(2) == ("page 1/4",)
+        assert [over(number) for number in (3, 4)] == [(), ()], "if there is such a branch"
+        assert _due(store, "r")["page 1/4"] == "1.2"
+
+    def test_a_branch_is_over_once(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 8)
+        turn = Turn("1", "1.0", 1, 9)
+        dead = _fail(store, "r", "1.0", final=True, turns=[turn])
+        assert dead.due == ("page 1/1",)
+        done = _complete(store, "r", "1.0", barriers=[Barrier("b", 1, turn=turn)])
+        assert done.due == (), "over for the first time only"
+        again = _complete(store, "r", "1.0", barriers=[Barrier("b", 1, turn=turn)])
+        assert again.due == ("page 1/1",), "still due"
+        assert store.transition("r", list(State), State.RUNNING, 0)
+        done = _complete(store, "r", "1.0.1", barriers=[Barrier("c", 1, turn=turn)])
+        assert done.due == ("page 1/1",), "in this generation"
+
+    def test_turns_of_a_failure(self, store: ResultStore) -> None:
+        store.create("r", b"", {"2/1": b"page"}, 8)
+        turns = [Turn("1", "1.0", 2, 9), Turn("2", "2.0", 1, 9)]
+        assert _fail(store, "r", "0", attempt=1, turns=turns).due == (), "if the failure is final"
+        dead = _fail(store, "r", "0", attempt=2, final=True, turns=turns)
+        assert (dead.due, dead.pages) == (("page 1/2", "page 2/1"), {"2/1": b"page"})
+        again = _fail(store, "r", "0", attempt=2, final=True, turns=turns)
+        assert (again.recorded, again.due, again.pages) == (False, dead.due, dead.pages)
+
+    def test_skip(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 9)
+        store.skip("gone", "1", 4, 0)
+        assert store.read("gone") is None
+
+        def over(number: int, generation: int = 0) -> tuple[str, ...]:
+            at = f"{generation}.{number}"
+            barrier = Barrier("b", 1, turn=Turn("1", at, 2, 9))
+            return _complete(store, "r", at, generation=generation, barriers=[barrier]).due
+
+        store.skip("r", "1", 8, 1)
+        store.skip("r", "2", 8, 0)
+        assert over(0) == ("page 1/2",), "nothing happens in another generation"
+        store.skip("r", "1", 5, 0)
+        assert over(1) == ("page 1/5",), "at least this number"
+        store.skip("r", "1", 3, 0)
+        assert over(2) == ("page 1/6",)
+        assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
+        store.skip("r", "1", 4, 1)
+        assert over(0, 1) == ("page 1/4",)
+
+    def test_many_branches_take_each_number_once(self, store: ResultStore) -> None:
+        stores = self._two(store)
+        store.create("r", b"", {}, 13)
+
+        def work(number: int) -> tuple[str, ...]:
+            barrier = Barrier("b", 1, turn=Turn("1", f"1.{number}", 3, 100))
+            return _complete(stores[number % 2], "r", f"1.{number}", barriers=[barrier]).due
+
+        taken = [key for due in _at_once([_call(work, i) for i in range(12)]) for key in due]
+        assert sorted(taken) == sorted(f"page 1/{number}" for number in range(3, 15))
 
     # --- fail -------------------------------------------------------------------------------
 
@@ -466,43 +807,73 @@ class StoreContract:
             assert _read(store, "r").failures == {"0": odd}
 
     def test_fail_of_no_run_or_another_generation(self, store: ResultStore) -> None:
-        step = [Settles("0", "0", 1)]
-        assert _fail(store, "gone", "0", final=True, settles=step) == Failed()
+        more: dict[str, Any] = {"settles": [Settles("0", "0", 1)], "turns": [Turn("0", "a", 1, 9)]}
+        assert _fail(store, "gone", "0", final=True, **more) == Failed()
         assert store.read("gone") is None
-        store.create("r", b"", {}, 1)
+        store.create("r", b"", {}, 1, ends=[State.FAILED])
         for generation in (1, -1):
-            failed = _fail(store, "r", "0", generation=generation, final=True, settles=step)
-            assert failed == Failed(), "nothing happens when it is of another generation"
+            _begin(store, "r", "0")
+            failed = _fail(store, "r", "0", generation=generation, final=True, **more)
+            assert failed == Failed(), "nothing else happens when it is of another generation"
+            assert store.leases("r") == {}, "the lease is dropped, also of another generation"
         record = _read(store, "r")
-        assert (record.state, record.failures) == (State.RUNNING, {})
+        assert (record.state, record.failures, record.due) == (State.RUNNING, {}, {})
+
+    def test_fail_drops_the_lease(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 2)
+        for _ in range(2):
+            assert _begin(store, "r", "0", turn=TURNS) is Verdict.RUN
+            _fail(store, "r", "0", attempt=1)
+            assert store.leases("r") == {}, "also when the attempt is recorded already"
 
     def test_the_first_dead_job_fails_the_run(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 3)
-        assert _fail(store, "r", "0", final=True) == Failed(recorded=True, died=True)
+        store.create("r", b"", {}, 3, ends=[State.FAILED])
+        first = _fail(store, "r", "0", final=True)
+        assert first == Failed(recorded=True, died=True, due=("death 0",))
         record = _read(store, "r")
         assert (record.state, record.ended_at is None) == (State.FAILED, False)
         again = _fail(store, "r", "1", final=True)
-        assert again == Failed(recorded=True), "died: this call took the run from RUNNING to FAILED"
+        assert again == Failed(recorded=True), "died: it took the run from RUNNING to FAILED"
         assert _counts(store, "r") == (0, 0, 2)
+        assert _due(store, "r") == {"death 0": "0"}
 
-    def test_a_death_does_not_fail_a_cancelled_run(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 2)
+    def test_a_death_that_nobody_asked_for_is_not_due(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 2, ends=[State.SUCCEEDED, State.CANCELLED])
+        assert _fail(store, "r", "0", final=True) == Failed(recorded=True, died=True)
+        assert _due(store, "r") == {}, "due if the run was created so"
+
+    def test_nothing_is_due_in_a_cancelled_run(self, store: ResultStore) -> None:
+        store.create("r", b"", {"1": b"page"}, 6, ends=list(State))
         store.transition("r", [State.RUNNING], State.CANCELLED, 0)
-        assert _fail(store, "r", "0", final=True) == Failed(recorded=True)
+        expected = {"end CANCELLED": ""}
+        assert _due(store, "r") == expected
+        turn, step = Turn("3", "3.0", 1, 9), Settles("0", "0", 1)
+        failed = _fail(
+            store, "r", "0", final=True, settles=[step], turns=[turn], retry=("job 0", 1.0)
+        )
+        assert failed == Failed(recorded=True, settled=("0",))
+        assert _fail(store, "r", "1", retry=("job 1", 1.0)) == Failed(recorded=True)
         assert _read(store, "r").state is State.CANCELLED
-        assert _counts(store, "r") == (0, 0, 1)
+        assert _counts(store, "r") == (0, 1, 1)
+        barriers = [Barrier("b", 2, "page 1"), Barrier("c", 1, "page 1", None, turn)]
+        for at in ("2", "3"):
+            done = _complete(store, "r", at, barriers=barriers, next=("job 9", 1.0))
+            assert (done.fresh, done.due, done.pages) == (True, (), {})
+        assert store.counts("r", ["b"]) == [2], "barriers count, and nothing is due"
+        assert _due(store, "r") == expected
 
     def test_a_late_failure_changes_nothing_for_the_job(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 2)
+        store.create("r", b"", {}, 2, ends=[State.FAILED])
         _complete(store, "r", "0", b"value")
-        late = _fail(store, "r", "0", attempt=1, final=True, failure=b"late")
+        turn = Turn("0", "0.0", 1, 9)
+        late = _fail(store, "r", "0", final=True, failure=b"late", turns=[turn])
         assert late == Failed(recorded=True), "a job that has a result does not die"
         record = _read(store, "r")
-        assert _counts(store, "r") == (1, 0, 0), "a job that has a result is not counted as failing"
+        assert _counts(store, "r") == (1, 0, 0), "a job that has a result is not counted"
         assert record.state is State.RUNNING
         assert (record.failures, record.finished) == ({"0": b"late"}, frozenset("0"))
-        assert _fail(store, "r", "0", attempt=2).recorded
-        assert _counts(store, "r") == (1, 0, 0)
+        assert _fail(store, "r", "0", attempt=2, retry=("job 0", 1.0)).recorded
+        assert (_counts(store, "r"), _due(store, "r")) == ((1, 0, 0), {}), "it has a result"
 
     def test_one_of_many_deaths_fails_the_run(self, store: ResultStore) -> None:
         stores = self._two(store)
@@ -513,89 +884,99 @@ class StoreContract:
         assert _counts(store, "r") == (0, 0, 8)
 
     def test_a_token_repeats_the_death(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 2)
+        store.create("r", b"", {}, 2, ends=[State.FAILED])
         step = [Settles("0", "0", 1)]
         first = _fail(store, "r", "0", final=True, token="me", settles=step)
-        assert (first.died, first.reports) == (True, ("0",))
+        assert first == Failed(True, True, ("0",), ("death 0", "failure 0"))
         again = _fail(store, "r", "0", final=True, token="me", settles=step)
-        assert (again.died, again.reports) == (True, ("0",)), "told again that it died"
+        assert again == Failed(False, True, (), first.due), "died is told to the token again"
         other = _fail(store, "r", "0", final=True, token="other", settles=step)
-        assert other == Failed(), "another execution is told nothing"
+        assert other == Failed(due=first.due), "what is still due is told to everybody"
+        store.published("r", first.due)
+        assert _fail(store, "r", "0", final=True, token="other", settles=step) == Failed()
+
+    def test_a_retry_is_due(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 3)
+        failed = _fail(store, "r", "0", attempt=1, retry=("job 0 1", 12345.5))
+        assert failed == Failed(recorded=True), "not its own next attempt"
+        assert _read(store, "r").due == {"job 0 1": Due(12345.5, 0, "0")}
+        again = _fail(store, "r", "0", attempt=1, retry=("job 0 1", 99.0))
+        assert again == Failed()
+        assert _read(store, "r").due == {"job 0 1": Due(12345.5, 0, "0")}
+        assert _begin(store, "r", "0", turn=TURNS, receipts=["job 0 1"]) is Verdict.RUN
+        _fail(store, "r", "0", attempt=2, final=True, retry=("job 0 2", 1.0))
+        assert _due(store, "r") == {}, "due if it is not final"
 
     # --- settling ---------------------------------------------------------------------------
 
     def test_a_step_reports_when_all_have_settled(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 5)
-        assert _fail(store, "r", "1.0", settles=[Settles("1", "1.0", 3)]).reports == ()
-        assert _fail(store, "r", "1.0", attempt=2, settles=[Settles("1", "1.0", 3)]).reports == ()
-        assert _complete(store, "r", "1.0", settles=Settles("1", "1.0", 3)).report == "", (
-            "a member is counted once, whether it completed or failed"
-        )
-        assert _complete(store, "r", "1.1", settles=Settles("1", "1.1", 3)).report == ""
-        assert _complete(store, "r", "1.2", settles=Settles("1", "1.2", 3)).report == "1", (
-            "width members have settled and one has failed"
-        )
+        first = [Settles("1", "1.0", 3)]
+        assert _fail(store, "r", "1.0", settles=first) == Failed(recorded=True)
+        assert _fail(store, "r", "1.0", attempt=2, settles=first) == Failed(recorded=True)
+        assert _settled(store, "1.0", *first) == ((), ()), "a member is counted once"
+        assert _settled(store, "1.1", Settles("1", "1.1", 3)) == ((), ())
+        last = _settled(store, "1.2", Settles("1", "1.2", 3))
+        assert last == (("1",), ("failure 1",)), "width have settled and one has failed"
+        assert _due(store, "r") == {"failure 1": "1.2"}
+        store.published("r", ["failure 1"])
         late = _fail(store, "r", "1.1", settles=[Settles("1", "1.1", 3)])
-        assert late.reports == (), "once for each step and generation"
+        assert late == Failed(recorded=True), "once for each step and generation"
 
     def test_a_failure_can_be_the_last_to_settle(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 3)
-        _complete(store, "r", "1.0", settles=Settles("1", "1.0", 2))
-        assert _fail(store, "r", "1.1", settles=[Settles("1", "1.1", 2)]).reports == ("1",)
+        assert _settled(store, "1.0", Settles("1", "1.0", 2)) == ((), ())
+        last = _fail(store, "r", "1.1", settles=[Settles("1", "1.1", 2)])
+        assert (last.settled, last.due) == (("1",), ("failure 1",))
 
     def test_a_step_without_failure_reports_nothing(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 3)
-        for slot in ("1.0", "1.1"):
-            assert _complete(store, "r", slot, settles=Settles("1", slot, 2)).report == ""
+        assert _settled(store, "1.0", Settles("1", "1.0", 2)) == ((), ())
+        assert _settled(store, "1.1", Settles("1", "1.1", 2)) == (("1",), ())
+        assert _settled(store, "1.1", Settles("1", "1.1", 2)) == ((), ()), "settled once"
 
     def test_a_quiet_failure_settles_without_a_sound(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 4)
         quiet = Settles("1", "1.0", 2, loud=False)
         inner = _fail(store, "r", "1.0.0", settles=[Settles("1.0.0", "1.0.0", 1), quiet])
-        assert inner.reports == ("1.0.0",), "the inner step reports, the outer one does not"
-        done = _complete(store, "r", "1.1", settles=Settles("1", "1.1", 2))
-        assert done.report == "", "no member has failed loudly"
+        assert inner.due == ("failure 1.0.0",), "the inner step reports, the outer one does not"
+        assert _settled(store, "1.1", Settles("1", "1.1", 2)) == (("1",), ())
 
     def test_a_quiet_failure_can_settle_a_loud_step(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 4)
         _fail(store, "r", "1.0", settles=[Settles("1", "1.0", 2)])
         quiet = Settles("1", "1.1", 2, loud=False)
         failed = _fail(store, "r", "1.1.0", settles=[Settles("1.1.0", "1.1.0", 1), quiet])
-        assert failed.reports == ("1.1.0", "1")
+        assert sorted(failed.due) == ["failure 1", "failure 1.1.0"]
+        assert sorted(failed.settled) == ["1", "1.1.0"]
 
     def test_a_late_loud_failure_still_reports(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 3)
-        for slot in ("1.0", "1.1"):
-            _complete(store, "r", slot, settles=Settles("1", slot, 2))
+        for at in ("1.0", "1.1"):
+            _settled(store, at, Settles("1", at, 2))
         late = _fail(store, "r", "1.0", settles=[Settles("1", "1.0", 2)])
-        assert late.reports == ("1",), "failed from now on, even when the retry completed before"
+        assert late.due == ("failure 1",), "even when the job's own retry has completed before"
+        assert late.settled == ()
 
-    def test_other_generations_do_not_settle(self, store: ResultStore) -> None:
+    def test_what_completed_in_an_earlier_generation_stays_settled(
+        self, store: ResultStore
+    ) -> None:
         store.create("r", b"", {}, 4)
-        _fail(store, "r", "1.0", settles=[Settles("1", "1.0", 2)])
-        late = _complete(store, "r", "1.1", generation=7, settles=Settles("1", "1.1", 2))
-        assert (late.fresh, late.report) == (True, ""), "only if generation is the run's"
-        again = _complete(store, "r", "1.1", settles=Settles("1", "1.1", 2))
-        assert (again.fresh, again.report) == (False, "1"), "settles without being fresh"
+        _settled(store, "1.0", Settles("1", "1.0", 3))
+        _fail(store, "r", "1.1", settles=[Settles("1", "1.1", 3)])
+        assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
+        late = _settled(store, "1.2", Settles("1", "1.2", 3))
+        assert late == ((), ()), "completed, in any generation, or failed in this one"
+        last = _fail(store, "r", "1.1", generation=1, settles=[Settles("1", "1.1", 3)])
+        assert (last.settled, last.due) == (("1",), ("failure 1",))
+        assert store.transition("r", [State.RUNNING], State.RUNNING, 1)
+        last = _fail(store, "r", "1.1", generation=2, settles=[Settles("1", "1.1", 3)])
+        assert (last.settled, last.due) == (("1",), ("failure 1",)), "for each generation"
+        assert store.transition("r", [State.RUNNING], State.RUNNING, 2)
+        done = _complete(store, "r", "1.1", generation=3, settles=Settles("1", "1.1", 3))
+        assert (done.settled, done.due) == (("1",), ()), "no member has failed in this generation"
 
-    def test_each_generation_reports_for_itself(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 4)
-        for generation in range(3):
-            step = [Settles("1", "1.0", 2)]
-            assert _fail(store, "r", "1.0", generation=generation, settles=step).reports == ()
-            step = [Settles("1", "1.1", 2)]
-            assert _fail(store, "r", "1.1", generation=generation, settles=step).reports == ("1",)
-            assert store.transition("r", [State.RUNNING], State.RUNNING, generation)
-
-    def test_a_token_repeats_the_report(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 3)
-        step = Settles("1", "1.1", 2)
-        _fail(store, "r", "1.0", settles=[Settles("1", "1.0", 2)])
-        assert _complete(store, "r", "1.1", token="me", settles=step).report == "1"
-        assert _complete(store, "r", "1.1", token="me", settles=step).report == "1", "told again"
-        assert _complete(store, "r", "1.1", token="other", settles=step).report == ""
-
-    def test_each_report_is_returned_once(self, store: ResultStore) -> None:
+    def test_each_report_is_due_once(self, store: ResultStore) -> None:
         stores, width = self._two(store), 6
         for number in range(5):
             run = f"r{number}"
@@ -605,109 +986,14 @@ class StoreContract:
                 own, at = stores[member % 2], f"1.{member}"
                 step = Settles("1", at, width)
                 failed = _fail(own, run, at, settles=[step]) if member % 3 else Failed()
-                return [*failed.reports, _complete(own, run, at, settles=step).report]
+                return [*failed.settled, *_complete(own, run, at, settles=step).settled]
 
             answers = _at_once([_call(work, member) for member in range(width)])
-            reports = [step for each in answers for step in each if step]
-            assert reports == ["1"], "each report is returned once, whoever settles last"
-
-    def test_a_step_is_settled_once(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 5)
-        first = _complete(store, "r", "1.0", settles=Settles("1", "1.0", 2))
-        assert first.settled == ""
-        last = _fail(store, "r", "1.1", settles=[Settles("1", "1.1", 2), Settles("0", "0", 9)])
-        assert last.settled == ("1",), "the last of width members, failed or not"
-        again = _complete(store, "r", "1.1", settles=Settles("1", "1.1", 2))
-        assert (again.fresh, again.settled) == (True, "")
-        quiet = _complete(store, "r", "2.0", token="me", settles=Settles("2", "2.0", 1))
-        assert (quiet.settled, quiet.report) == ("2", ""), "settled without a failure"
-        step = Settles("2", "2.0", 1)
-        assert _complete(store, "r", "2.0", token="me", settles=step).settled == "2", "told again"
-        assert _complete(store, "r", "2.0", token="other", settles=step).settled == ""
-
-    def test_each_step_is_settled_once_by_many(self, store: ResultStore) -> None:
-        stores, width = self._two(store), 16
-        store.create("r", b"", {}, width)
-
-        def work(member: int) -> str:
-            step = Settles("1", f"1.{member}", width)
-            return _complete(stores[member % 2], "r", f"1.{member}", settles=step).settled
-
-        answers = _at_once([_call(work, member) for member in range(width)])
-        assert sorted(answers)[-2:] == ["", "1"], "one call settles the last member"
-
-    # --- barriers -----------------------------------------------------------------------------
-
-    def test_a_barrier_opens_once(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 6)
-        joins = Joins("page 3", 3)
-        assert not _complete(store, "r", "1.0", joins=joins).joined
-        assert not _complete(store, "r", "1.0", joins=joins).joined, "each slot counts once"
-        assert not _complete(store, "r", "2.0", joins=Joins("page 4", 2)).joined
-        assert not _complete(store, "r", "1.1", joins=joins).joined
-        assert _complete(store, "r", "1.2", joins=joins).joined, "the call that makes it width"
-        assert _complete(store, "r", "1.2", joins=joins).joined, "and later ones of the address"
-        assert not _complete(store, "r", "1.1", joins=joins).joined
-
-    def test_a_barrier_belongs_to_its_generation(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 6)
-        joins = Joins("b", 2)
-        _complete(store, "r", "1.0", joins=joins)
-        assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
-        late = _complete(store, "r", "1.1", joins=joins, generation=0)
-        assert (late.fresh, late.joined) == (True, False), "only if generation is the run's"
-        done = _complete(store, "r", "1.0", joins=joins, generation=1)
-        assert (done.fresh, done.joined) == (False, False), "barriers are forgotten"
-        done = _complete(store, "r", "1.1", joins=joins, generation=1)
-        assert (done.fresh, done.joined) == (False, True), "counts slots that have a value already"
-
-    def test_one_of_many_opens_a_barrier(self, store: ResultStore) -> None:
-        stores, width = self._two(store), 16
-        store.create("r", b"", {}, width)
-        joins = Joins("b", width)
-        calls = [
-            _call(_complete, stores[i % 2], "r", f"1.{i}", joins=joins)
-            for i in range(width)
-            for _ in "ab"
-        ]
-        joined = _at_once(calls)
-        assert sum(done.joined and done.fresh for done in joined) <= 1
-        assert 1 <= sum(done.joined for done in joined) <= 2, "one address opens it"
-        again = [_complete(store, "r", f"1.{i}", joins=joins).joined for i in range(width)]
-        assert sum(again) == 1
-
-    # --- counters ------------------------------------------------------------------------------
-
-    def test_take(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 3)
-        assert [store.take("r", "1", "a", after, 0) for after in (-1, 0, 1)] == [0, 1, 2]
-        assert store.take("r", "1", "b", -1, 0) == 3, "each number is taken once"
-        assert store.take("r", "1", "a", 1, 0) == 2, "a call that is repeated"
-        assert store.take("r", "1", "b", -1, 0) == 3, "a call that is repeated"
-        assert store.take("r", "1", "a", 0, 0) == -1, "a call that is older than that"
-        assert store.take("r", "1", "a", 7, 0) == -1
-        assert store.take("r", "2", "a", -1, 0) == 0, "each key counts for itself"
-        assert store.take("r", "1", "a", 2, 0) == 4
-        assert store.take("r", "1", "a", -1, 0) == -1
-        assert store.take("gone", "1", "a", -1, 0) == -1
-        assert store.take("r", "1", "a", 4, 1) == -1, "another generation"
-        assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
-        assert store.take("r", "1", "a", -1, 1) == 0, "counters are forgotten"
-        store.transition("r", [State.RUNNING], State.CANCELLED, 1)
-        assert store.take("r", "1", "a", 0, 1) == -1, "as begin says DROP"
-
-    def test_many_take_each_number_once(self, store: ResultStore) -> None:
-        stores = self._two(store)
-        store.create("r", b"", {}, 1)
-
-        def work(lane: int) -> list[int]:
-            own, taken = stores[lane % 2], [-1]
-            for _ in range(5):
-                taken.append(own.take("r", "1", str(lane), taken[-1], 0))
-            return taken[1:]
-
-        taken = [number for each in _at_once([_call(work, i) for i in range(6)]) for number in each]
-        assert sorted(taken) == list(range(30))
+            told = [step for each in answers for step in each]
+            assert told == ["1"], "told to the call that settled the last member"
+            record = _read(store, run)
+            assert set(record.due) == {"failure 1"}, "whoever settles last"
+            assert (record.failing, record.remaining) == (0, 1)
 
     # --- data -----------------------------------------------------------------------------------
 
@@ -757,34 +1043,25 @@ class StoreContract:
     # --- executions -----------------------------------------------------------------------------
 
     def test_executions(self, store: ResultStore) -> None:
-        assert store.executions("gone") == {}
+        assert (store.executions("gone"), store.leases("gone"), store.infos("gone")) == ({}, {}, {})
         store.create("r", b"", {}, 5)
         assert store.executions("r") == {}
-        before = _read(store, "r").created_at
-        for address in ("0", "1.10", "2", "2"):
+        for address in ("0", "1.10", "2"):
             _begin(store, "r", address)
-        found = store.executions("r")
-        assert {at: each.starts for at, each in found.items()} == {"0": 1, "1.10": 1, "2": 2}
-        assert all(before <= (each.started_at or 0) < before + 300 for each in found.values())
-        assert all(each.info is None for each in found.values())
+        leases = store.leases("r")
+        assert set(leases) == {"0", "1.10", "2"}
+        running = {address: Execution(lease) for address, lease in leases.items()}
+        assert store.executions("r") == running
+        assert running["2"].started_at == leases["2"].started_at
         _complete(store, "r", "0", info=b"\xff info")
         _complete(store, "r", "0", info=b"other")
         _complete(store, "r", "3")
         _fail(store, "r", "2")
-        store.hold("r", "1.10", b"held")
-        ran = {at: each for at, each in store.executions("r").items() if each != Execution()}
-        assert ran == {"0": Execution(info=b"\xff info"), "3": Execution(info=b"")}, (
-            "info is what complete was given with the result; an outcome forgets the starts"
-        )
-
-    def test_executions_of_an_older_generation(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 5)
-        _begin(store, "r", "0")
-        _begin(store, "r", "1")
-        _complete(store, "r", "0", info=b"info")
+        assert store.infos("r") == {"0": b"\xff info", "3": b""}, "of every job that has a result"
+        ran = {"0": Execution(info=b"\xff info"), "3": Execution(info=b"")}
+        assert store.executions("r") == {**ran, "1.10": running["1.10"]}
         assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
-        ran = {at: each for at, each in store.executions("r").items() if each != Execution()}
-        assert ran == {"0": Execution(info=b"info")}, "starts are forgotten, what completed is not"
+        assert store.executions("r") == {**ran, "1.10": running["1.10"]}, "in any generation"
 
     # --- values -----------------------------------------------------------------------------
 
@@ -822,7 +1099,7 @@ class StoreContract:
 
     def test_transition_compares(self, store: ResultStore) -> None:
         assert not store.transition("gone", list(State), State.CANCELLED, 0)
-        store.create("r", b"", {}, 1)
+        store.create("r", b"", {}, 1, ends=list(State), due={"page 0": 1.0})
         before = _read(store, "r")
         others = [State.SUCCEEDED, State.FAILED, State.CANCELLED]
         assert not store.transition("r", others, State.RUNNING, 0), "not one of the sources"
@@ -839,33 +1116,45 @@ class StoreContract:
         assert record.ended_at is not None
         assert store.peek("r") == (target, 0)
 
+    def test_cancel_forgets_messages(self, store: ResultStore) -> None:
+        told = ["failure 1", "success 1", "death 3", "end SUCCEEDED"]
+        due = dict.fromkeys(["page 0", "job 1", "job 2 1", "start x", *told], 1.0)
+        store.create("r", b"", {}, 2, ends=[State.CANCELLED], due=due)
+        assert store.transition("r", [State.RUNNING], State.CANCELLED, 0)
+        assert set(_due(store, "r")) == {*told, "end CANCELLED"}, "those are of what has happened"
+
     def test_resume_clears_failures_and_keeps_results(self, store: ResultStore) -> None:
-        store.create("r", b"meta", {"0": b"page"}, 4)
-        _complete(store, "r", "0", b"value")
+        store.create("r", b"meta", {"0": b"page"}, 4, ends=[State.FAILED])
+        _complete(store, "r", "0", b"value", next=("job 3", 1.0), barriers=[Barrier("b", 2)])
         _fail(store, "r", "0")
-        _fail(store, "r", "1")
+        _fail(store, "r", "1", retry=("job 1", 1.0))
         _fail(store, "r", "2", attempt=7, final=True)
-        store.hold("r", "2", b"held")
+        store.checkpoint("r", "2", b"held", 0, ["start x"])
+        before = _read(store, "r").created_at
         assert store.transition("r", [State.FAILED], State.RUNNING, 0)
         record = _read(store, "r")
         assert (record.state, record.generation) == (State.RUNNING, 1), "the generation rises"
         assert record.ended_at is None
         assert (record.failures, record.finished) == ({}, frozenset()), "failures are forgotten"
+        assert _due(store, "r") == {"page 0": "", "death 2": "2"}, "nothing that was due before"
+        assert before <= record.due["page 0"].since < before + 300
         assert _counts(store, "r") == (1, 0, 0)
         assert (record.meta, record.remaining, record.held) == (b"meta", 3, {"2": b"held"})
         assert (store.page("r", "0"), store.values("r", ["0"])) == (b"page", [b"value"])
-        assert _begin(store, "r", "0", generation=1) is Verdict.DONE
+        assert store.counts("r", ["b"]) == [1]
+        assert _begin(store, "r", "0", 1) is Verdict.DONE
         again = _fail(store, "r", "2", attempt=1, final=True, generation=1)
-        assert again == Failed(recorded=True, died=True), "attempts count afresh"
+        assert (again.recorded, again.died) == (True, True), "attempts count afresh"
 
     def test_resume_of_a_run_with_nothing_remaining(self, store: ResultStore) -> None:
-        store.create("r", b"", {}, 1)
+        store.create("r", b"", {}, 1, ends=[State.SUCCEEDED])
         store.transition("r", [State.RUNNING], State.CANCELLED, 0)
         _complete(store, "r", "0")
         assert store.transition("r", [State.CANCELLED], State.RUNNING, 0)
         record = _read(store, "r")
         assert record.state is State.SUCCEEDED, "nothing remaining: SUCCEEDED instead"
         assert (record.generation, record.ended_at is None) == (1, False)
+        assert _due(store, "r") == {"end SUCCEEDED": ""}
         assert store.wait("r", LONG) is State.SUCCEEDED
 
     def test_one_of_many_transitions_moves(self, store: ResultStore) -> None:
@@ -877,6 +1166,51 @@ class StoreContract:
             assert sum(moved) == 1, "compare and set: one moves it"
             assert store.peek("r") == (State.RUNNING, generation + 1)
 
+    # --- what is due --------------------------------------------------------------------------
+
+    def test_remind_tried_and_published(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 3, due={"a": 5.0})
+        _complete(store, "r", "0", next=("b", 6.0))
+        before = _read(store, "r").created_at
+        store.tried("r", ["a", "b", "none"])
+        store.tried("r", ["b"])
+        due = _read(store, "r").due
+        assert {key: (each.tries, each.cause) for key, each in due.items()} == {
+            "a": (1, ""),
+            "b": (2, "0"),
+        }, "one more of tries"
+        assert all(before <= each.since < before + 300 for each in due.values()), "since is now"
+        store.remind("r", {"b": 70.5, "c": 8.0})
+        due = _read(store, "r").due
+        assert (due["b"], due["c"]) == (Due(70.5, 2, "0"), Due(8.0)), "it gets that time"
+        store.published("r", ["a", "b", "none"])
+        assert _read(store, "r").due == {"c": Due(8.0)}, "due no longer"
+        for call in (store.tried, store.published):
+            call("r", [])
+            call("gone", ["a"])
+        store.remind("r", {})
+        store.remind("gone", {"a": 1.0})
+        assert store.read("gone") is None
+        assert _read(store, "r").due == {"c": Due(8.0)}
+
+    def test_unfinished(self, store: ResultStore) -> None:
+        for run in ("running", "over", "due", "failed"):
+            store.create(run, b"", {}, 1)
+        for run in ("over", "due"):
+            _complete(store, run, "0")
+        _fail(store, "failed", "0", final=True)
+        store.remind("due", {"end SUCCEEDED": 1.0})
+        found: list[Summary] = []
+        cursor, more = "", True
+        while more:
+            page, cursor = store.unfinished(cursor, 2)
+            found += page
+            more = bool(cursor)
+        assert {each.run: each.due for each in found} == {"running": 0, "due": 1}, (
+            "RUNNING, or something is due"
+        )
+        assert len(found) == 2
+
     # --- read, peek, delete ------------------------------------------------------------------
 
     def test_read_and_peek_of_no_run(self, store: ResultStore) -> None:
@@ -885,11 +1219,11 @@ class StoreContract:
 
     def test_read_is_consistent_while_others_write(self, store: ResultStore) -> None:
         reader, writer = self._two(store)
-        units = 60
-        store.create("r", b"", {}, units)
+        jobs = 60
+        store.create("r", b"", {}, jobs)
 
         def write() -> None:
-            for number in range(units):
+            for number in range(jobs):
                 _fail(writer, "r", str(number), final=not number % 2)
                 _complete(writer, "r", str(number))
 
@@ -901,7 +1235,6 @@ class StoreContract:
 
         _, seen = _at_once([write, read])
         for record in seen:
-            assert record.remaining + record.done == units, "consistent in itself"
             assert record.failing + record.dead == len(record.failures) - len(record.finished)
             assert (record.state is State.FAILED) == (record.dead > 0)
             assert (record.ended_at is None) == (record.state is State.RUNNING)
@@ -922,11 +1255,9 @@ class StoreContract:
         assert _read(store, "r").created_at <= seen[-1]
 
     def test_delete_forgets_everything(self, store: ResultStore) -> None:
-        store.create("r", b"old", {"0": b"page"}, 3, name="old")
-        _complete(store, "r", "0")
-        _fail(store, "r", "1", attempt=5, final=True, settles=[Settles("1", "1", 2)])
-        store.hold("r", "2", b"held")
-        _begin(store, "r", "3")
+        store.create("r", b"old", {"0": b"page"}, 9, name="old", due={"page 0": 1.0})
+        self._fill(store, "r")
+        _complete(store, "r", "0", barriers=[Barrier("b", 2, "page 1")])
         assert store.delete("r") is True, "returns whether there was one"
         assert store.delete("r") is False
         assert (store.read("r"), store.peek("r"), _scan(store)) == (None, None, [])
@@ -937,36 +1268,53 @@ class StoreContract:
         assert store.delete("r") is False
         self._assert_clean(store, "r")
 
+    def _fill(self, store: ResultStore, run: str) -> None:
+        """Write something of every kind."""
+        step, turn = Settles("1", "1", 2), Turn("1", "1.0", 1, 9)
+        _fail(store, run, "1", attempt=5, final=True, settles=[step], turns=[turn])
+        store.checkpoint(run, "2", b"held", 0, ["start x"])
+        store.report(run, "2", "child", b"outcome")
+        _begin(store, run, "3")
+        more: dict[str, Any] = {"changes": {"k": b"v"}, "next": ("job 1", 1.0)}
+        _complete(store, run, "4", barriers=[Barrier("b", 2)], **more)
+
     def _assert_clean(self, store: ResultStore, run: str) -> None:
         """A new run of an id that was used before has nothing of the old one."""
-        store.create(run, b"new", {}, 2, name="new")
+        store.create(run, b"new", {}, 5, name="new")
         record = _read(store, run)
-        assert (record.meta, record.remaining, record.failures, record.held) == (b"new", 2, {}, {})
-        assert (store.page(run, "0"), store.values(run, ["0"])) == (Missing, [Missing])
+        assert (record.meta, record.remaining, record.failures, record.held) == (b"new", 5, {}, {})
+        assert (record.due, store.counts(run, ["b"]), store.data(run)) == ({}, [0], {})
+        assert (store.page(run, "0"), store.values(run, ["0", "4"])) == (Missing, [Missing] * 2)
+        assert store.executions(run) == {}
         assert _begin(store, run, "3", limit=1) is Verdict.RUN
-        failed = _fail(store, run, "1", attempt=1, settles=[Settles("1", "1", 2)])
+        store.checkpoint(run, "2", b"held", 0)
+        assert store.report(run, "2", "new", b"") == (b"held", {"new": b""})
+        step, turn = Settles("1", "1", 2), Turn("1", "1.0", 1, 9)
+        failed = _fail(store, run, "1", attempt=1, settles=[step])
         assert failed == Failed(recorded=True)
-        done = _complete(store, run, "2", settles=Settles("1", "2", 2))
-        assert (done.fresh, done.report) == (True, "1")
+        barriers = [Barrier("b", 2, "page 2"), Barrier("c", 1, turn=turn)]
+        done = _complete(store, run, "2", settles=Settles("1", "2", 2), barriers=barriers)
+        assert done.fresh
+        assert sorted(done.due) == ["failure 1", "page 1/1"]
 
     # --- scan -------------------------------------------------------------------------------
 
     def test_scan_tells_of_each_run(self, store: ResultStore) -> None:
         assert store.scan() == ([], "")
         given = ["x", "", "y z", "ü"]
-        store.create("a", b"", {}, 9, jobs=7, name="näme: \u2713\n", tags=given)
-        store.create("b", b"", {}, 5, jobs=4)
+        store.create("a", b"", {}, 9, name="näme: \u2713\n", tags=given)
+        store.create("b", b"", {}, 5, due={"page 0": 1.0, "x": 2.0})
         store.create("c", b"", {}, 0)
-        _complete(store, "b", "0", job=False)
+        _complete(store, "b", "0")
         _fail(store, "b", "1")
         _fail(store, "b", "2", final=True)
         found = {summary.run: summary for summary in _scan(store)}
-        for run, jobs, name, tags in (
-            ("a", 7, "näme: \u2713\n", tuple(given)),
-            ("b", 4, None, ()),
-            ("c", 0, None, ()),
+        for run, name, tags in (
+            ("a", "näme: \u2713\n", tuple(given)),
+            ("b", None, ()),
+            ("c", None, ()),
         ):
-            assert found.pop(run) == _summary(_read(store, run), jobs, name, tags)
+            assert found.pop(run) == _summary(_read(store, run), name, tags)
         assert not found
 
     def test_scan_leaves_out_what_does_not_match(self, store: ResultStore) -> None:
@@ -1104,16 +1452,6 @@ class StoreContract:
         expected = [State.SUCCEEDED, None, State.RUNNING, State.RUNNING, None]
         assert asyncio.run(waits()) == expected, "wait, without blocking the event loop"
 
-    def test_a_page_that_is_added_is_there(self, store: ResultStore) -> None:
-        store.create("r", b"", {"0": b"first"}, 1)
-        for page in (b"one", b"two"):
-            added = store.add_page("r", "more", page)
-            assert store.page("r", "more") == (page if added else Missing), "as it has said"
-        assert store.page("r", "0") == b"first"
-        store.delete("r")
-        assert store.add_page("r", "more", b"page") is False, "there is no such run"
-        assert store.page("r", "more") is Missing
-
     def test_watch_tells_of_changes(self, store: ResultStore) -> None:
         watcher, other = self._two(store)
         store.create("r", b"", {}, 60)
@@ -1179,13 +1517,13 @@ class StoreContract:
     # --- times to live ------------------------------------------------------------------------
 
     def test_a_run_is_kept_after_its_last_event(self) -> None:
+        step = [Settles("1", "1", 2)]
         events: dict[str, Callable[[ResultStore, str], Any]] = {
             "create": lambda store, run: store.create(run, b"new", {"0": b"page"}, 3),
             "begin": lambda store, run: _begin(store, run, "3"),
             "complete": lambda store, run: _complete(store, run, "0"),
-            "fail": lambda store, run: _fail(store, run, "1", settles=[Settles("1", "1", 2)]),
-            "hold": lambda store, run: store.hold(run, "2", b"held"),
-            "take": lambda store, run: store.take(run, "1", "lane", -1, 0),
+            "fail": lambda store, run: _fail(store, run, "1", settles=step),
+            "checkpoint": lambda store, run: store.checkpoint(run, "2", b"held", 0, ["start x"]),
             "resume": lambda store, run: store.transition(run, [State.RUNNING], State.RUNNING, 0),
         }
         for scale in (1, 2, 4, 8):  # a machine that is held up for long gets more time
@@ -1249,14 +1587,20 @@ class StoreContract:
     def test_events_do_not_shorten_the_time_after_the_end(self) -> None:
         with self._opened(ttl=self.ttl, result_ttl=self.ttl * 3) as store:
             last = {}
-            for run in ("begin", "complete", "fail", "hold"):
+            events: dict[str, Callable[[], Any]] = {
+                "begin": lambda: _begin(store, "begin", "1"),
+                "complete": lambda: _complete(store, "complete", "1"),
+                "fail": lambda: _fail(store, "fail", "1"),
+                "checkpoint": lambda: store.checkpoint("checkpoint", "1", b"", 0),
+                "remind": lambda: store.remind("remind", {"a": 1.0}),
+                "published": lambda: store.published("published", ["a"]),
+            }
+            for run in events:
                 store.create(run, b"", {}, 3)
                 _fail(store, run, "0", final=True)
                 last[run] = time.monotonic()
-            _begin(store, "begin", "1")
-            _complete(store, "complete", "1")
-            _fail(store, "fail", "1")
-            store.hold("hold", "1", b"")
+            for event in events.values():
+                event()
             kept = store.options.result_ttl
             for run, gone in _gone(store, last, kept).items():
                 assert gone - last[run] > kept * 0.9, f"{run} in a FAILED run keeps to result_ttl"
@@ -1323,9 +1667,9 @@ class StoreContract:
         assert spent < LONG, f"primitives do not retry: a refused connection took {spent:.1f} s"
         assert store.check() == []
 
-    # --- the model ----------------------------------------------------------------------------
+    # --- random histories -----------------------------------------------------------------------
 
-    def test_random_histories_agree_with_the_model(self, store: ResultStore) -> None:
+    def test_random_histories_agree_with_the_rules(self, store: ResultStore) -> None:
         machine = _machine(store)
         settings = hypothesis.settings(
             max_examples=self.examples,
@@ -1336,351 +1680,287 @@ class StoreContract:
         hypothesis.stateful.run_state_machine_as_test(machine, settings=settings)
 
 
-# --- the model -------------------------------------------------------------------------------
+# --- random histories ----------------------------------------------------------------------------
 
-
-@dataclass
-class _Model:
-    """One run, as the docstrings of `ResultStore` describe it; no thought of speed or processes."""
-
-    meta: bytes
-    remaining: int
-    state: State = State.RUNNING
-    generation: int = 0
-    done: int = 0
-    results: dict[str, bytes] = field(default_factory=dict)
-    failures: dict[str, tuple[int, bool, bytes]] = field(default_factory=dict)
-    finished: set[str] = field(default_factory=set)
-    held: dict[str, bytes] = field(default_factory=dict)
-    starts: dict[str, int] = field(default_factory=dict)
-    settled: dict[str, set[str]] = field(default_factory=dict)
-    loud: set[str] = field(default_factory=set)
-    reported: dict[str, str] = field(default_factory=dict)  # step -> the token that was told
-    full: dict[str, str] = field(default_factory=dict)
-    joined: set[str] = field(default_factory=set)
-    opener: str = ""
-    data: dict[str, bytes] = field(default_factory=dict)
-    infos: dict[str, bytes] = field(default_factory=dict)
-    ended_by: str = ""
-
-    def count(self, *, final: bool) -> int:
-        unfinished = [f for at, f in self.failures.items() if at not in self.finished]
-        return sum(failure[1] is final for failure in unfinished)
-
-    def begin(self, job: _Job, generation: int, limit: int) -> Begun:
-        if self.state is State.CANCELLED or generation != self.generation:
-            return Begun(Verdict.DROP)
-        if job.slot in self.results:
-            return Begun(Verdict.DONE)
-        if job.address in self.held:
-            return Begun(Verdict.RUN, self.held[job.address])
-        if self.starts.get(job.address, 0) == limit:
-            return Begun(Verdict.GIVE_UP)
-        self.starts[job.address] = self.starts.get(job.address, 0) + 1
-        return Begun(Verdict.RUN)
-
-    def complete(self, job: _Job, value: bytes, generation: int, token: str) -> Completed:
-        fresh = job.slot not in self.results
-        if fresh:
-            self.record(job, value)
-            self.data["last"] = self.data[job.address] = value
-            self.infos[job.address] = value
-            self.data.pop("first", None)
-            if self.remaining == 0 and self.state is State.RUNNING:
-                self.state, self.ended_by = State.SUCCEEDED, token
-        report = settled = ""
-        joined = False
-        if generation == self.generation:
-            if job.completes:
-                self.settle(job.completes)
-                report = job.completes.step if self.tells(job.completes, token) else ""
-                settled = job.completes.step if self.fills(job.completes, token) else ""
-            joined = self.join(job)
-        succeeded = self.state is State.SUCCEEDED and self.ended_by == token
-        return Completed(self.remaining, fresh, succeeded, report, settled, joined)
-
-    def join(self, job: _Job) -> bool:
-        self.joined.add(job.slot)
-        if len(self.joined) >= _JOINS.width and not self.opener:
-            self.opener = job.address
-        return self.opener == job.address
-
-    def fills(self, settles: Settles, token: str) -> bool:
-        if len(self.settled[settles.step]) < settles.width:
-            return False
-        return self.full.setdefault(settles.step, token) == token
-
-    def record(self, job: _Job, value: bytes) -> None:
-        self.results[job.slot] = value
-        self.remaining -= 1
-        self.done += job.counts
-        self.held.pop(job.address, None)
-        self.starts.pop(job.address, None)
-        if job.address in self.failures:
-            self.finished.add(job.address)
-            if self.state is State.FAILED and not self.count(final=True):
-                self.state = State.RUNNING
-
-    def fail(
-        self, job: _Job, failure: bytes, attempt: int, final: bool, generation: int, token: str
-    ) -> Failed:
-        if generation != self.generation:
-            return Failed()
-        news = (attempt, final) > self.failures.get(job.address, (0, False))[:2]
-        if news:
-            self.failures[job.address] = attempt, final, failure
-            self.starts.pop(job.address, None)
-            if job.slot in self.results:
-                self.finished.add(job.address)
-            elif final and self.state is State.RUNNING:
-                self.state, self.ended_by = State.FAILED, token
-        for settles in job.fails:
-            self.settle(settles)
-            self.loud |= {settles.step} if settles.loud else set()
-        died = self.state is State.FAILED and self.ended_by == token
-        reports = [settles.step for settles in job.fails if self.tells(settles, token)]
-        full = [settles.step for settles in job.fails if self.fills(settles, token)]
-        return Failed(news, died, tuple(reports), tuple(full))
-
-    def settle(self, settles: Settles) -> None:
-        self.settled.setdefault(settles.step, set()).add(settles.member)
-
-    def tells(self, settles: Settles, token: str) -> bool:
-        if len(self.settled[settles.step]) < settles.width or settles.step not in self.loud:
-            return False
-        return self.reported.setdefault(settles.step, token) == token
-
-    def transition(self, sources: Iterable[State], target: State, generation: int) -> bool:
-        if generation != self.generation or self.state not in sources:
-            return False
-        self.state, self.ended_by = target, ""
-        if target is State.RUNNING:
-            self.generation += 1
-            for forgotten in (self.failures, self.finished, self.starts, self.settled):
-                forgotten.clear()
-            self.opener = ""
-            for marks in (self.loud, self.reported, self.full, self.joined):
-                marks.clear()
-            self.state = State.RUNNING if self.remaining else State.SUCCEEDED
-        return True
-
-    def record_of(self, run: str, like: Record) -> Record:
-        """This run as `ResultStore.read` gives it, with the times of *like*."""
-        return Record(
-            run=run,
-            meta=self.meta,
-            state=self.state,
-            generation=self.generation,
-            remaining=self.remaining,
-            done=self.done,
-            failing=self.count(final=False),
-            dead=self.count(final=True),
-            created_at=like.created_at,
-            updated_at=like.updated_at,
-            ended_at=like.ended_at if self.state in ENDED else None,
-            failures={at: failure for at, (_, _, failure) in self.failures.items()},
-            finished=frozenset(self.finished),
-            held=dict(self.held),
-        )
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A job of the plan that the model plays: a, then b beside (c, d), then what closes those."""
-
-    address: str
-    slot: str
-    completes: Settles | None = None
-    fails: tuple[Settles, ...] = ()
-    counts: bool = True
-
-
-def _loud(step: str) -> Settles:
-    return Settles(step, step, 1)
-
-
-_JOINS = Joins("barrier", 3)
-_BRANCH = Settles("1", "1.1", 2, loud=False)
-_JOBS = [
-    _Job("0", "0", None, (_loud("0"),)),
-    _Job("1.0", "1.0", Settles("1", "1.0", 2), (Settles("1", "1.0", 2),)),
-    _Job("1.1.0", "1.1.0", None, (_loud("1.1.0"), _BRANCH)),
-    _Job("1.1.1", "1.1", Settles("1", "1.1", 2), (_loud("1.1.1"), _BRANCH)),
-    _Job("1", "1!", counts=False),
-]
 _RUNS = ["a", "a:b"]
 _LIMIT = 2
+_WORKERS = ["w0", "w1", "w2"]
+_DUE = ["page 0", "page 3", "job 1", "job 0 1", "death 0", "end SUCCEEDED"]
+_TIMES = [1.5, 2_000_000_000.25]
+_PAGES = {"0": b"page", "3": b"three", "2/1": b"", "2/3": b"\xff\x00"}
+
+# What a job says when it completes, and when it fails: a job, a step of two where one is a branch
+# of two jobs, and a narrow parallel whose branches are jobs.
+_WIDE = Barrier("1", 3, "page 3", Settles("0", "1", 1))
+_INNER = Barrier("1.1", 2, "", Settles("1", "1.1", 2))
+_QUIET = Settles("1", "1.1", 2, loud=False)
+_COMPLETES: dict[str, dict[str, Any]] = {
+    "0": {"settles": Settles("root", "0", 1), "barriers": [Barrier("0", 1, "page 1")]},
+    "1.0": {"settles": Settles("1", "1.0", 2), "barriers": [_WIDE], "next": ("job 1", 1.5)},
+    "1.1.0": {"barriers": [_INNER, _WIDE]},
+    "1.1.1": {"barriers": [_INNER, _WIDE]},
+}
+_FAILS: dict[str, dict[str, Any]] = {
+    "0": {"settles": [Settles("root", "0", 1)], "retry": ("job 0 1", 2_000_000_000.25)},
+    "1.0": {"settles": [Settles("1", "1.0", 2)], "retry": ("job 1.0 1", 1.5)},
+    "1.1.0": {"settles": [Settles("1.1.0", "1.1.0", 1), _QUIET]},
+    "1.1.1": {"settles": [Settles("1.1.1", "1.1.1", 1), _QUIET], "turns": [Turn("2", "x", 1, 4)]},
+}
+for _number in range(3):
+    _at, _turn = f"2.{_number}", Turn("2", f"2.{_number}", 1, 4)
+    _branch = Barrier(_at, 1, turn=_turn, settles=Settles("2", _at, 3))
+    _COMPLETES[_at] = {"barriers": [_branch, Barrier("2", 3, "page 3")]}
+    _FAILS[_at] = {"settles": [Settles("2", _at, 3)], "turns": [_turn]}
+_JOBS = list(_COMPLETES)
+_BRANCHES = [at for at in _JOBS if at.startswith("2.")]
+_COUNTED = ["1", "1.1", "2"]
 
 
 def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachine]:
-    """A state machine that does the same to *store* and to models, and compares their answers."""
+    """A state machine that does the same to *store* and to a `MemoryStore`, and compares them."""
     # Mostly one run, the job that something was last done to (None), and the generation that the
     # run is in: what stores get wrong are sequences of events for one job.
-    runs = st.sampled_from([*_RUNS[:1] * 4, *_RUNS])
+    rule = hypothesis.stateful.rule
+    runs = st.sampled_from([*_RUNS[:1] * 6, *_RUNS])
     jobs = st.sampled_from([*[None] * 5, *_JOBS])
-    ages = st.sampled_from([*[0] * 8, -1, 1])
-    attempts = st.integers(1, 3)
+    ages = st.sampled_from([*[0] * 5, -1, 1])
     values = st.sampled_from([b"null", b"", b"\xff\x00", b"1"])
+    keys = st.lists(st.sampled_from(_DUE), max_size=3, unique=True)
+    owners = st.sampled_from(_WORKERS)
+    turns = st.sampled_from([0, 0, 1, TURNS, TURNS + 1, 2 * TURNS])
+    states = st.sets(st.sampled_from(State), min_size=1)
 
     class Machine(hypothesis.stateful.RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
-            self.models: dict[str, _Model] = {}
+            self.model = MemoryStore("memory://", store.options)
             self.calls: list[Callable[[], None]] = []
-            self.tokens = 0
             self.last = _JOBS[0]
+            self.tokens = 0
 
         def teardown(self) -> None:
             try:
-                assert {summary.run for summary in _scan(store, 1)} == set(self.models)
+                assert {each.run for each in _scan(store, 1)} == {
+                    each.run for each in _scan(self.model)
+                }
             finally:
                 for run in _RUNS:
                     store.delete(run)
 
+        def job(self, job: str | None) -> str:
+            self.last = job or self.last
+            return self.last
+
         def generation(self, run: str, age: int) -> int:
-            return (self.models[run].generation if run in self.models else 0) + age
+            return (self.model.peek(run) or (State.RUNNING, 0))[1] + age
 
         def token(self) -> str:
             self.tokens += 1
             return f"token {self.tokens}"
 
-        def job(self, job: _Job | None) -> _Job:
-            self.last = job or self.last
-            return self.last
+        def does(self, name: str, /, *args: Any, **more: Any) -> None:
+            """Call the method *name* of both, and compare the answers."""
 
-        def does(self, call: Callable[[], None]) -> None:
+            def call() -> None:
+                answer = _plain(getattr(store, name)(*args, **more))
+                expected = _plain(getattr(self.model, name)(*args, **more))
+                assert answer == expected, f"{name}: {answer}, the rules say {expected}"
+
             call()
             self.calls = [*self.calls[-5:], call]
 
-        @hypothesis.stateful.initialize()
-        def start(self) -> None:
-            self.create(_RUNS[0])
+        @hypothesis.stateful.initialize(ends=st.sets(st.sampled_from(State)), due=keys)
+        def start(self, ends: set[State], due: list[str]) -> None:
+            self.create(_RUNS[0], ends, due)
 
-        @hypothesis.stateful.rule(run=runs)
-        def create(self, run: str) -> None:
-            if run in self.models:
+        @rule(run=runs, ends=st.sets(st.sampled_from(State)), due=keys)
+        def create(self, run: str, ends: set[State], due: list[str]) -> None:
+            more: dict[str, Any] = {"data": {"first": b"1"}, "ends": ends, "name": run}
+            more["due"] = dict.fromkeys(due, 1.5)
+            if self.model.peek(run):
                 with pytest.raises(AlreadyEngaged):
-                    store.create(run, b"other", {}, 0)
-                return
-            data = {"first": b"1"}
-            store.create(run, b"meta", {"0": b"page"}, len(_JOBS), name=run, data=data)
-            self.models[run] = _Model(b"meta", len(_JOBS), data=data)
+                    store.create(run, b"other", {}, 0, **more)
+            else:
+                self.does("create", run, b"meta", _PAGES, len(_JOBS), **more)
+                self.calls.clear()  # it is not to be called again
 
-        @hypothesis.stateful.rule(run=runs, job=jobs, age=ages)
-        def begin(self, run: str, job: _Job | None, age: int) -> None:
-            job, generation = self.job(job), self.generation(run, age)
-            answer = store.begin(run, job.address, job.slot, generation, _LIMIT)
-            model = self.models.get(run)
-            expected = model.begin(job, generation, _LIMIT) if model else Begun(Verdict.DROP)
-            assert answer == expected, f"begin: {answer}, the model says {expected}"
+        @rule(
+            run=runs,
+            job=jobs,
+            age=ages,
+            owner=owners,
+            turn=turns,
+            receipts=keys,
+            died=st.booleans(),
+        )
+        def begin(
+            self,
+            run: str,
+            job: str | None,
+            age: int,
+            owner: str,
+            turn: int,
+            receipts: list[str],
+            died: bool,
+        ) -> None:
+            at = self.job(job)
+            lease = self.model.leases(run).get(at)
+            more: dict[str, Any] = {"owner": owner, "limit": _LIMIT, "turn": turn, "page": "0"}
+            more["lapsed"] = lease.owner if died and lease else ""
+            more["receipts"] = receipts
+            self.does("begin", run, at, self.generation(run, age), **more)
 
-        @hypothesis.stateful.rule(run=runs, job=jobs, value=values, age=ages)
-        def complete(self, run: str, job: _Job | None, value: bytes, age: int) -> None:
-            at, generation, token = self.job(job), self.generation(run, age), self.token()
+        @rule(run=runs, job=jobs, value=values, age=ages)
+        def complete(self, run: str, job: str | None, value: bytes, age: int) -> None:
+            at, generation = self.job(job), self.generation(run, age)
+            more = {"token": self.token(), "info": value, **_COMPLETES[at]}
+            more["barriers"] = tuple(more["barriers"])
+            changes = {"last": value, at: value, "first": None}
+            self.does("complete", Completion(run, at, generation, value, changes=changes, **more))
 
-            def call() -> None:
-                answer = store.complete(
-                    run,
-                    at.address,
-                    at.slot,
-                    value,
-                    generation=generation,
-                    token=token,
-                    job=at.counts,
-                    settles=at.completes,
-                    joins=_JOINS,
-                    changes={"last": value, at.address: value, "first": None},
-                    info=value,
-                )
-                model = self.models.get(run)
-                expected = Completed(-1)
-                if model:
-                    expected = model.complete(at, value, generation, token)
-                assert answer == expected, f"complete: {answer}, the model says {expected}"
-
-            self.does(call)
-
-        @hypothesis.stateful.rule(
-            run=runs, job=jobs, value=values, attempt=attempts, final=st.booleans(), age=ages
+        @rule(
+            run=runs,
+            job=jobs,
+            value=values,
+            attempt=st.integers(1, 3),
+            final=st.booleans(),
+            age=ages,
         )
         def fail(
-            self, run: str, job: _Job | None, value: bytes, attempt: int, final: bool, age: int
+            self, run: str, job: str | None, value: bytes, attempt: int, final: bool, age: int
         ) -> None:
-            at, generation, token = self.job(job), self.generation(run, age), self.token()
+            at, generation = self.job(job), self.generation(run, age)
+            more = {"token": self.token(), **_FAILS[at]}
+            for name in ("settles", "turns"):
+                more[name] = tuple(more.get(name, ()))
+            self.does("fail", Attempted(run, at, generation, value, attempt, final, **more))
 
-            def call() -> None:
-                answer = store.fail(
-                    run,
-                    at.address,
-                    at.slot,
-                    value,
-                    attempt=attempt,
-                    final=final,
-                    generation=generation,
-                    token=token,
-                    settles=at.fails,
-                )
-                model = self.models.get(run)
-                expected = Failed()
-                if model:
-                    expected = model.fail(at, value, attempt, final, generation, token)
-                assert answer == expected, f"fail: {answer}, the model says {expected}"
+        @rule(
+            run=runs,
+            order=st.lists(st.sampled_from(_JOBS), min_size=2, unique=True),
+            fails=st.sets(st.sampled_from(_JOBS), max_size=2),
+            age=ages,
+        )
+        def work(self, run: str, order: list[str], fails: set[str], age: int) -> None:
+            for at in order:
+                if at in fails:
+                    self.fail(run, at, b"1", 1, len(order) % 2 == 0, age)
+                else:
+                    self.complete(run, at, b"1", age)
 
-            self.does(call)
+        @rule(run=runs, missing=st.sampled_from([None, *_JOBS]))
+        def all_but_one_complete(self, run: str, missing: str | None) -> None:
+            for at in _JOBS:
+                if at != missing:
+                    self.complete(run, at, b"1", 0)
 
-        @hypothesis.stateful.rule(last=st.integers(1, 5))
+        @rule(run=runs, job=jobs, age=ages)
+        def begin_and_fail(self, run: str, job: str | None, age: int) -> None:
+            at = self.job(job)
+            self.begin(run, at, 0, "w0", 2 * TURNS, [], False)
+            self.fail(run, at, b"1", 3, False, age)
+
+        @rule(last=st.integers(1, 5))
         def never_saw_the_answer(self, last: int) -> None:
             if len(self.calls) >= last:
                 self.calls[-last]()
 
-        @hypothesis.stateful.rule(run=runs, job=jobs, value=values)
-        def hold(self, run: str, job: _Job | None, value: bytes) -> None:
-            address = self.job(job).address
-            store.hold(run, address, value)
-            if model := self.models.get(run):
-                model.held[address] = value
-                model.starts.pop(address, None)
+        @rule(run=runs, job=jobs, value=values, age=ages, due=keys)
+        def checkpoint(
+            self, run: str, job: str | None, value: bytes, age: int, due: list[str]
+        ) -> None:
+            self.does("checkpoint", run, self.job(job), value, self.generation(run, age), due)
 
-        @hypothesis.stateful.rule(
+        @rule(run=runs, job=jobs, child=st.sampled_from(["x", "y/z"]), value=values)
+        def report(self, run: str, job: str | None, child: str, value: bytes) -> None:
+            self.does("report", run, self.job(job), child, value)
+
+        @rule(run=runs, job=jobs, owner=owners, turn=turns)
+        def release(self, run: str, job: str | None, owner: str, turn: int) -> None:
+            self.does("release", run, self.job(job), owner, turn)
+
+        @rule(run=runs, number=st.integers(1, 4), age=ages, over=st.sampled_from(_BRANCHES))
+        def skip(self, run: str, number: int, age: int, over: str) -> None:
+            self.does("skip", run, "2", number, self.generation(run, age))
+            self.complete(run, over, b"1", 0)
+
+        @rule(run=runs, keys=keys, since=st.sampled_from(_TIMES))
+        def remind(self, run: str, keys: list[str], since: float) -> None:
+            self.does("remind", run, dict.fromkeys(keys, since))
+
+        @rule(run=runs, keys=keys)
+        def tried(self, run: str, keys: list[str]) -> None:
+            self.does("tried", run, keys)
+
+        @rule(run=runs, keys=keys)
+        def published(self, run: str, keys: list[str]) -> None:
+            self.does("published", run, keys)
+
+        @rule(
             run=runs,
-            sources=st.sets(st.sampled_from(State)),
-            to=st.sampled_from([State.RUNNING, State.CANCELLED]),
+            sources=states,
+            to=st.sampled_from([State.RUNNING, State.RUNNING, State.CANCELLED]),
             age=ages,
         )
         def transition(self, run: str, sources: set[State], to: State, age: int) -> None:
-            generation = self.generation(run, age)
-            moved = store.transition(run, sources, to, generation)
-            model = self.models.get(run)
-            expected = model.transition(sources, to, generation) if model else False
-            assert moved is expected, f"transition: {moved}, the model says {expected}"
+            self.does("transition", run, sources, to, self.generation(run, age))
 
-        @hypothesis.stateful.rule(run=runs, sure=st.integers(0, 4))
+        @rule(run=runs, sure=st.integers(0, 4))
         def delete(self, run: str, sure: int) -> None:
-            if sure:
-                return  # a history that is deleted all the time is a short one
-            existed = self.models.pop(run, None) is not None
-            assert store.delete(run) is existed
+            if not sure:  # a history that is deleted all the time is a short one
+                self.does("delete", run)
 
         @hypothesis.stateful.invariant()
         def agrees(self) -> None:
-            slots = [job.slot for job in _JOBS]
             for run in _RUNS:
-                model, record = self.models.get(run), store.read(run)
-                if model is None or record is None:
-                    assert (model, record) == (None, None)
-                    continue
-                assert record == model.record_of(run, record)
-                assert (record.ended_at is None) == (record.state is State.RUNNING)
-                results: list[bytes | MissingType] = [model.results.get(s, Missing) for s in slots]
-                assert store.values(run, slots) == results
-                assert store.data(run) == model.data
-                executions = store.executions(run)
-                starts = {at: each.starts for at, each in executions.items() if each.starts}
-                assert starts == model.starts
-                infos = {at: e.info for at, e in executions.items() if e.info is not None}
-                assert infos == model.infos
+                found, expected = (_all_of(each, run) for each in (store, self.model))
+                assert found == expected, f"the store has {found}, the rules say {expected}"
 
     return Machine
+
+
+def _plain(answer: Any) -> Any:
+    """*answer* for comparison: what is told in no order is sorted."""
+    if isinstance(answer, Completed | Failed):
+        return replace(
+            answer,
+            settled=tuple(sorted(answer.settled)),
+            due=tuple(sorted(answer.due)),
+            pages=dict(answer.pages),
+        )
+    return answer
+
+
+def _all_of(store: ResultStore, run: str) -> dict[str, Any] | None:
+    """All that can be read of a run, but for the times at which it was written."""
+    record = store.read(run)
+    if record is None:
+        assert (store.peek(run), store.data(run), store.executions(run)) == (None, None, {})
+        return None
+    assert store.peek(run) == (record.state, record.generation)
+    assert (record.ended_at is None) == (record.state is State.RUNNING)
+    plain = replace(
+        record,
+        created_at=0.0,
+        updated_at=0.0,
+        ended_at=None,
+        failures=dict(record.failures),
+        held=dict(record.held),
+        due={key: replace(due, since=_given(due.since)) for key, due in record.due.items()},
+    )
+    return {
+        "record": plain,
+        "values": store.values(run, _JOBS),
+        "counts": store.counts(run, _COUNTED),
+        "data": store.data(run),
+        "leases": {at: replace(each, started_at=0.0) for at, each in store.leases(run).items()},
+        "infos": store.infos(run),
+    }
+
+
+def _given(since: float) -> float:
+    """A time that a history gave, or 0 for the moment at which something was done."""
+    return next((given for given in _TIMES if abs(since - given) < 0.001), 0.0)
 
 
 # --- helpers ------------------------------------------------------------------------------------
@@ -1719,20 +1999,21 @@ def _read(store: ResultStore, run: str) -> Record:
     return record
 
 
-def _summary(record: Record, jobs: int, name: str | None, tags: tuple[str, ...]) -> Summary:
+def _summary(record: Record, name: str | None, tags: tuple[str, ...]) -> Summary:
     """What `ResultStore.scan` tells of *record*."""
     return Summary(
         run=record.run,
         name=name,
         tags=tags,
         state=record.state,
-        jobs=jobs,
+        jobs=record.jobs,
         done=record.done,
         failing=record.failing,
         dead=record.dead,
         created_at=record.created_at,
         updated_at=record.updated_at,
         ended_at=record.ended_at,
+        due=len(record.due),
     )
 
 
@@ -1740,6 +2021,11 @@ def _counts(store: ResultStore, run: str) -> tuple[int, int, int]:
     """Done, failing, dead."""
     record = _read(store, run)
     return record.done, record.failing, record.dead
+
+
+def _due(store: ResultStore, run: str) -> dict[str, str]:
+    """What is due, and its cause."""
+    return {key: due.cause for key, due in _read(store, run).due.items()}
 
 
 def _scan(store: ResultStore, count: int = 100, cursor: str = "") -> list[Summary]:
@@ -1753,10 +2039,21 @@ def _scan(store: ResultStore, count: int = 100, cursor: str = "") -> list[Summar
     raise AssertionError("scan comes to an end: the last cursor is empty")
 
 
-def _begin(
-    store: ResultStore, run: str, address: str, generation: int = 0, limit: int = 5
-) -> Verdict:
-    return store.begin(run, address, address, generation, limit).verdict
+def _begun(
+    store: ResultStore,
+    run: str,
+    address: str,
+    generation: int = 0,
+    *,
+    owner: str = "worker",
+    limit: int = 5,
+    **more: Any,
+) -> Begun:
+    return store.begin(run, address, generation, owner=owner, limit=limit, **more)
+
+
+def _begin(store: ResultStore, run: str, address: str, *args: Any, **more: Any) -> Verdict:
+    return _begun(store, run, address, *args, **more).verdict
 
 
 def _complete(
@@ -1765,21 +2062,24 @@ def _complete(
     address: str,
     value: bytes = b"1",
     *,
-    slot: str = "",
     generation: int = 0,
     token: str = "",
+    barriers: Sequence[Barrier] = (),
     **more: Any,
 ) -> Completed:
+    """What `ResultStore.complete` says; ``due`` in the order of its keys."""
     token = token or uuid.uuid4().hex
-    return store.complete(
-        run,
-        address,
-        slot or address,
-        value,
-        generation=generation,
-        token=token,
-        **more,
-    )
+    done = Completion(run, address, generation, value, token, barriers=tuple(barriers), **more)
+    found = store.complete(done)
+    return replace(found, due=tuple(sorted(found.due)), pages=dict(found.pages))
+
+
+def _settled(
+    store: ResultStore, address: str, settles: Settles
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The steps that have settled with a completion in run ``r``, and what is due then."""
+    done = _complete(store, "r", address, settles=settles)
+    return done.settled, done.due
 
 
 def _fail(
@@ -1793,40 +2093,58 @@ def _fail(
     generation: int = 0,
     token: str = "",
     settles: Sequence[Settles] = (),
+    turns: Sequence[Turn] = (),
+    retry: tuple[str, float] | None = None,
 ) -> Failed:
+    """What `ResultStore.fail` says; ``due`` in the order of its keys."""
     token = token or uuid.uuid4().hex
-    return store.fail(
+    failed = Attempted(
         run,
         address,
-        address,
+        generation,
         failure,
-        attempt=attempt,
-        final=final,
-        generation=generation,
-        token=token,
-        settles=settles,
+        attempt,
+        final,
+        token,
+        settles=tuple(settles),
+        turns=tuple(turns),
+        retry=retry,
     )
+    found = store.fail(failed)
+    return replace(found, due=tuple(sorted(found.due)), pages=dict(found.pages))
 
 
 def _primitives(store: ResultStore) -> dict[str, Callable[[], Any]]:
     """Every call that needs the server."""
     return {
         "create": lambda: store.create("r", b"", {}, 1),
-        "page": lambda: store.page("r", "0"),
         "begin": lambda: _begin(store, "r", "0"),
         "complete": lambda: _complete(store, "r", "0"),
         "fail": lambda: _fail(store, "r", "0"),
-        "values": lambda: store.values("r", ["0"]),
-        "hold": lambda: store.hold("r", "0", b""),
+        "checkpoint": lambda: store.checkpoint("r", "0", b"", 0),
+        "report": lambda: store.report("r", "0", "child", b""),
+        "release": lambda: store.release("r", "0", "me", 0),
         "transition": lambda: store.transition("r", [State.RUNNING], State.CANCELLED, 0),
-        "read": lambda: store.read("r"),
-        "take": lambda: store.take("r", "1", "lane", -1, 0),
+        "skip": lambda: store.skip("r", "0", 1, 0),
+        "remind": lambda: store.remind("r", {"a": 1.0}),
+        "tried": lambda: store.tried("r", ["a"]),
+        "published": lambda: store.published("r", ["a"]),
+        "renew": lambda: store.renew(["me"], 1),
+        "owners": store.owners,
+        "retire": lambda: store.retire(["me"]),
+        "page": lambda: store.page("r", "0"),
+        "values": lambda: store.values("r", ["0"]),
+        "counts": lambda: store.counts("r", ["b"]),
         "data": lambda: store.data("r"),
-        "executions": lambda: store.executions("r"),
+        "leases": lambda: store.leases("r"),
+        "infos": lambda: store.infos("r"),
+        "read": lambda: store.read("r"),
         "scan": store.scan,
         "delete": lambda: store.delete("r"),
         "peek": lambda: store.peek("r"),
         "finished": lambda: store.finished("r", ["0"]),
+        "executions": lambda: store.executions("r"),
+        "unfinished": store.unfinished,
         "wait": lambda: store.wait("r", 5),
         "wait_async": lambda: asyncio.run(store.wait_async("r", 5)),
     }

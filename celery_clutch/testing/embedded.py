@@ -253,10 +253,12 @@ def _worker(app: Celery, pool: str, concurrency: int) -> Iterator[None]:
         if stuck := _stop(thread):
             logger.warning("%s", stuck)  # the exception of the block is the one to see
         raise
+    else:
+        if stuck := _stop(thread):
+            raise ClutchError(stuck)
     finally:
+        worker.clutch_renewal.end()
         signals.before_task_publish.disconnect(serve)
-    if stuck := _stop(thread):
-        raise ClutchError(stuck)
 
 
 def _stop(thread: WorkerThread) -> str:

@@ -49,6 +49,7 @@ from celery import chain, chord, group  # noqa: E402
 
 from celery_clutch import Clutch, ClutchResult, parallel, series  # noqa: E402
 from celery_clutch.extend.plugins import runtime  # noqa: E402
+from celery_clutch.stores.base import Completion  # noqa: E402
 
 server = redis.Redis.from_url(URL, socket_timeout=None)
 Sender = Callable[[str], Any]
@@ -297,9 +298,9 @@ def live_memory(run: ClutchResult, jobs: int) -> float:
     store = runtime(app).store
     value = b"null"
     for index in range(jobs):
-        slot = f"0.{index}"
-        store.begin(run.id, slot, slot, 0, 5)
-        store.complete(run.id, slot, slot, value, generation=0, token="bench")
+        address = f"0.{index}"
+        store.begin(run.id, address, 0, owner="bench", limit=5, page="1")
+        store.complete(Completion(run.id, address, 0, value, token="bench"))
     keys = list(server.scan_iter(match=f"*{run.id}*", count=10_000))
     used = sum(server.memory_usage(key, samples=0) or 0 for key in keys)
     return (used - len(value) * jobs) / jobs

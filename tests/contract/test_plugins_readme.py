@@ -22,6 +22,7 @@ from celery_clutch.extend.plugins import Plugins, forget_runtime
 from celery_clutch.extend.settings import Settings
 from celery_clutch.model import events
 from celery_clutch.stores.base import ResultStore
+from celery_clutch.stores.machine import TransactionalStore
 from celery_clutch.testing import StoreContract
 
 README = Path(__file__).parents[2] / "plugins" / "README.md"
@@ -142,15 +143,26 @@ def table(head: str) -> dict[str, list[str]]:
 
 
 def test_it_speaks_of_every_method() -> None:
-    named = set(table("method"))
-    assert named == ResultStore.__abstractmethods__, "the methods to implement"
-    rest = TEXT[TEXT.index("These are right as they are") :].partition("\n\n")[0]
+    assert set(table("method")) == TransactionalStore.__abstractmethods__, "those to implement"
+    paths = set(re.findall(r"`(\w+)`", paragraph("The specification of everything else")))
+    ruled = ResultStore.__abstractmethods__ - TransactionalStore.__abstractmethods__
+    assert ruled <= paths, "the methods that may have a fast path"
     template = {
         name
         for name, member in vars(ResultStore).items()
-        if inspect.isfunction(member) and not name.startswith("_") and name not in named
+        if inspect.isfunction(member) and not name.startswith("_")
     }
-    assert template <= set(re.findall(r"`(\w+)`", rest)), "the methods that may be overridden"
+    rest = set(re.findall(r"`(\w+)`", paragraph("These are right as they are")))
+    assert {*template, "notify"} - ResultStore.__abstractmethods__ <= rest, "the others"
+
+
+def test_the_store_is_short_and_has_no_rules() -> None:
+    assert len(PLUGIN.splitlines()) <= 165
+    assert not set(vars(onefile.OneFileStore)) & {"begin", "complete", "fail", "transition"}
+
+
+def paragraph(start: str) -> str:
+    return TEXT[TEXT.index(start) :].partition("\n\n")[0]
 
 
 HOOKS = {

@@ -50,6 +50,8 @@ from celery_clutch import (
 )
 from celery_clutch.extend.plugins import runtime
 
+from . import faults
+
 FLAG_PATIENCE = 60
 """Seconds for which a job waits for a flag before it fails."""
 
@@ -73,6 +75,7 @@ def make_app(conf: Mapping[str, Any]) -> Celery:
         worker_send_task_events=False,
         result_expires=600,
         clutch_max_starts=3,
+        clutch_lease=3.0,
         clutch_max_result_bytes=100_000,
     )
     if store := os.environ.get("CLUTCH_TEST_STORE"):
@@ -745,3 +748,9 @@ if app.conf.get("clutch_it_patience"):
     # Nobody wants to wait for minutes for what happens when a store is away for minutes.
     ResultStore.patience = app.conf.clutch_it_patience
     celery_clutch.runtime.task.LATE_AFTER = app.conf.clutch_it_patience
+
+if app.conf.get("clutch_it_faults"):
+    faults.install(runtime(app).store, notebook)
+
+if app.conf.get("clutch_it_double"):
+    faults.double()

@@ -123,7 +123,7 @@ SLOW: dict[str, tuple[Callable[[Lab], Any], str]] = {
         lambda lab: hang.s().set(time_limit=1),
         "billiard.exceptions.TimeLimitExceeded",
     ),
-    "loses its worker": (lambda lab: die.s(), "billiard.exceptions.WorkerLostError"),
+    "loses its worker": (lambda lab: die.s(), f"{ERRORS}.JobLost"),
     "leaves its worker": (lambda lab: leave.s(), "SystemExit"),
     "kills every worker": (lambda lab: poison.s(), f"{ERRORS}.JobLost"),
     "is revoked": (lambda lab: value.s().set(countdown=2), REVOKED),
@@ -337,3 +337,11 @@ def test_a_job_that_heals(
     where, at = (outcome.nested, "0") if place == "nested" else (run, PLACES[place].at)
     assert in_order(where.results(at)) == in_order(result)
     assert run.status().done == run.status().total
+
+
+def test_what_stands_in_the_place_of_a_job_loses_its_worker(lab: Lab, tag: str) -> None:
+    run = Clutch(replace.s(die.s()), value.s(1), **handlers(tag)).engage()
+    assert lab.finish(run) is State.FAILED
+    (failure,) = run.failures()
+    assert (failure.address, failure.final) == ("0", True)
+    assert failure.exception.endswith(".WorkerLostError")

@@ -14,7 +14,6 @@ from kombu.exceptions import OperationalError
 from celery_clutch import Clutch, ClutchResult, State, parallel, series
 from celery_clutch.compile import compat
 from celery_clutch.errors import (
-    ChordUnsupported,
     ClutchTimeout,
     CorruptRecord,
     NonJSONArgument,
@@ -109,13 +108,10 @@ def backendless(make_lab: MakeLab) -> Iterator[Lab]:
 
 
 def test_a_barrier_without_a_result_backend(backendless: Lab, tag: str) -> None:
-    clutch = Clutch(parallel(value.s(1), value.s(2)), value.s(3), id=tag, app=backendless.app)
-    with pytest.raises(ChordUnsupported, match="result_backend"):
-        clutch.engage()
-    with pytest.raises(RunNotFound):
-        ClutchResult(tag, backendless.app).state
-    backendless.settle()
-    assert backendless.sent(tag) == {}
+    clutch = Clutch(parallel(value.s(1), value.s(2)), total.s(3), id=tag, app=backendless.app)
+    run = clutch.engage()
+    assert backendless.finish(run) is State.SUCCEEDED
+    assert run.get(timeout=1) == [6]
 
 
 def test_what_needs_no_barrier_runs_without_a_result_backend(backendless: Lab, tag: str) -> None:
@@ -337,7 +333,8 @@ def test_pages_that_cannot_be_read(lab: Lab, gate: Gate, tag: str) -> None:
     clutch = Clutch(parallel(value.s(i) for i in range(300)), value.s(0), queue=gate.queue)
     clutch.on_death = tasks.note.s(tag, "on_death")
     run = clutch.engage()
-    for page in tasks.notebook().hkeys(keys(run)["pages"]):
+    for page in ("0", *map(str, range(1, 5)), "plan"):
+        assert tasks.notebook().hexists(keys(run)["pages"], page)
         tasks.notebook().hset(keys(run)["pages"], page, "garbage")
     gate.open()
     assert run.state is State.FAILED

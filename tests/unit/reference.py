@@ -1,4 +1,4 @@
-"""What a plan means, said twice: straight from the tree, and by following pages and slots.
+"""What a plan means, said twice: straight from the tree, and by following pages and barriers.
 
 A job's value here is a function of its address and of the values it is given, so that two
 evaluations agree only when every job was given the same.
@@ -7,14 +7,17 @@ evaluations agree only when every job was given the same.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from celery_clutch.compile import pages
-from celery_clutch.compile.pages import CloseItem, Expand, Item, JobItem, Pages, ParallelItem
-from celery_clutch.model import plan
+from celery_clutch.compile.pages import Chain, Expand, Item, Narrow, Pages, Start
+from celery_clutch.model import plan, shape
 from celery_clutch.model.plan import Job, Node, Parallel, Series
+from celery_clutch.model.shape import Shape
+from celery_clutch.stores.base import Barrier, Settles
 
 
 def value_of(address: str, previous: list[Any]) -> str:
@@ -75,71 +78,151 @@ def evaluate(root: Series, value: Callable[[str, list[Any]], Any] = value_of) ->
 
 @dataclass
 class Followed:
-    """What came of pages: slots instead of addresses for values."""
+    """What came of pages.
+
+    Attributes:
+        previous: what each job was given, by address.
+        values: the result of each job, by address.
+        order: the jobs, as they completed.
+        begun: the jobs, as they were started; with each, which were done by then.
+        pages: the pages that were started, in their order.
+        settled: what the barriers settled.
+        told: what else than pages was due, and how many jobs were done by then.
+    """
 
     previous: dict[str, list[Any]] = field(default_factory=dict)
-    slots: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
+    begun: list[tuple[str, frozenset[str]]] = field(default_factory=list)
+    pages: list[str] = field(default_factory=list)
+    settled: list[Settles] = field(default_factory=list)
+    told: list[tuple[str, frozenset[str]]] = field(default_factory=list)
+
+
+Pick = Callable[[int], int]
+"""Which of so many chains goes on."""
+
+
+def the_last(count: int) -> int:
+    """Always the newest."""
+    return count - 1
+
+
+class _Follower:
+    def __init__(self, cut: Pages, pick: Pick, value: Callable[[str, list[Any]], Any]) -> None:
+        self.cut = cut
+        self.pick = pick
+        self.value = value
+        self.found = Followed()
+        self.chains: list[Chain] = []
+        self.counts: Counter[str] = Counter()
+        self.turns: dict[str, int] = {}
+
+    def run(self) -> Followed:
+        self.page(pages.ROOT)
+        while self.chains:
+            chain = self.chains.pop(self.pick(len(self.chains)))
+            self.job(chain[0])
+            if chain[1:]:
+                assert not chain[0].barriers, "a job that something follows in its chain counts"
+                self.chains.append(chain[1:])
+        return self.found
+
+    def page(self, key: str) -> None:
+        self.found.pages.append(key)
+        for start in self.cut.pages[key]:
+            self.start(start)
+
+    def start(self, start: Start) -> None:
+        if isinstance(start, Expand):
+            self.page(start.page)
+        elif isinstance(start, Narrow):
+            for each in start.starts:
+                self.start(each)
+        else:
+            assert start, "a chain of nothing"
+            if start[0].job.plain and start[0].job.prepend:
+                self.read(start[0].previous)  # who sends it puts them into its message
+            self.chains.append(start)
+
+    def read(self, previous: Shape) -> list[Any]:
+        values = self.found.values
+        # A KeyError here: run before its time.
+        return [
+            shape.arrange(member, iter([values[at] for at in shape.addresses(member)]))
+            for member in shape.members(previous)
+        ]
+
+    def job(self, item: Item) -> None:
+        found = self.found
+        assert item.at not in found.values, f"job {item.at} runs twice"
+        found.begun.append((item.at, frozenset(found.order)))
+        found.previous[item.at] = self.read(item.previous)
+        found.values[item.at] = self.value(item.at, found.previous[item.at])
+        found.order.append(item.at)
+        for barrier in item.barriers:
+            self.counts[barrier.name] += 1
+            assert self.counts[barrier.name] <= barrier.width, f"{barrier.name} counts too many"
+            if self.counts[barrier.name] == barrier.width:
+                self.open(barrier)
+
+    def open(self, barrier: Barrier) -> None:
+        if barrier.settles:
+            self.found.settled.append(barrier.settles)
+        if turn := barrier.turn:
+            number = self.turns.get(turn.address, turn.limit)
+            self.turns[turn.address] = number + 1
+            if number < turn.width:
+                self.page(f"{turn.address}/{number}")
+        kind, _, page = barrier.then.partition(" ")
+        if kind == "page":
+            self.page(page)
+        elif kind:
+            self.found.told.append((barrier.then, frozenset(self.found.order)))
 
 
 def follow(
     cut: Pages,
+    pick: Pick = the_last,
     *,
-    done: Mapping[str, Any] | None = None,
     value: Callable[[str, list[Any]], Any] = value_of,
 ) -> Followed:
-    """Run the pages of *cut*; branches in reverse, for none may depend on another.
-
-    Args:
-        done: results that are there already, by slot: their jobs are taken out of each page, as a
-            resumed run does.
-    """
-    found = Followed(slots=dict(done or {}))
-
-    def read(previous: str) -> list[Any]:
-        slots, _ = pages.expand_slots(previous)
-        return [found.slots[slot] for slot in slots]  # a KeyError here: run before its time
-
-    def write(slot: str, result: Any) -> None:
-        assert slot not in found.slots, f"slot {slot} is written twice"
-        found.slots[slot] = result
-        found.order.append(slot)
-
-    def run_page(items: Iterable[Item]) -> None:
-        run(items if done is None else pages.without(items, set(done)))
-
-    def run(items: Iterable[Item]) -> None:
-        for item in items:
-            if isinstance(item, JobItem):
-                assert item.at not in found.previous, f"job {item.at} runs twice"
-                found.previous[item.at] = read(item.previous)
-                write(item.slot, value(item.at, found.previous[item.at]))
-            elif isinstance(item, ParallelItem):
-                for branch in reversed(item.branches):
-                    run(branch)
-            elif isinstance(item, Expand):
-                run_page(cut.pages[item.page])
-            elif slot := pages.close_slot(item):
-                write(slot, read(item.previous) if item.previous else None)
-
-    run_page(cut.pages[pages.ROOT])
-    return found
+    """Run the pages of *cut*, a job at a time, as barriers open; *pick* says whose turn it is."""
+    return _Follower(cut, pick, value).run()
 
 
 def all_items(cut: Pages) -> list[Item]:
-    """Every item of every page, those inside parallels included."""
-    return [item for items in cut.pages.values() for item in flat(items)]
+    """Every item of the pages that a run goes through when nothing fails."""
+    return [item for key in follow(cut).pages for item in pages.items(cut.pages[key])]
 
 
-def flat(items: Iterable[Item]) -> list[Item]:
-    """*items* and those inside their parallels."""
-    found: list[Item] = []
-    for item in items:
-        found.append(item)
-        if isinstance(item, ParallelItem):
-            for branch in item.branches:
-                found.extend(flat(branch))
+def starts_of(starts: Iterable[Start]) -> Iterator[Start]:
+    """*starts* and those inside narrow parallels."""
+    for start in starts:
+        yield start
+        if isinstance(start, Narrow):
+            yield from starts_of(start.starts)
+
+
+def before(root: Series, address: str) -> set[str]:
+    """The jobs that have to be done before the one at *address* starts."""
+    found: set[str] = set()
+    node: Node = root
+    at = ""
+    for part in address.split("."):
+        index = int(part)
+        if isinstance(node, Series):
+            for number in range(index):
+                found.update(jobs_of(node.steps[number], plan.join(at, number)))
+        node, at = plan.children(node)[index], plan.join(at, index)
     return found
+
+
+def jobs_of(node: Node, at: str) -> set[str]:
+    """The addresses of the jobs in *node*, which is at *at*."""
+    if isinstance(node, Job):
+        return {at}
+    return {below for below, each in plan.walk(node, at) if isinstance(each, Job)}
 
 
 def enclosing(root: Series, address: str) -> list[str]:
@@ -166,17 +249,3 @@ def reporter(root: Series, at: str) -> tuple[str, str | None]:
         if not isinstance(node, Job) and node.scope.on_failure:
             return step or at, around
     return step or at, None
-
-
-__all__ = [
-    "CloseItem",
-    "Evaluation",
-    "Followed",
-    "all_items",
-    "enclosing",
-    "evaluate",
-    "flat",
-    "follow",
-    "reporter",
-    "value_of",
-]

@@ -87,17 +87,22 @@ def plans(
     *,
     max_leaves: int = 40,
     built: bool = False,
+    narrow: bool = False,
 ) -> st.SearchStrategy[Series]:
     """Whole plans; empty ones and empty blocks included.
 
-    With *built*, such as a builder makes: it puts scopes on series alone.
+    With *built*, such as a builder makes: it puts scopes on series alone. With *narrow*, some
+    parallels run only so many branches at a time.
     """
     scope = scopes() if scope is None else scope
     quiet = scope.map(lambda each: Scope(each.queue, each.on_failure, None, each.on_death))
     quiet = st.just(Scope()) if built else quiet
 
     def grow(inner: st.SearchStrategy[Node]) -> st.SearchStrategy[Node]:
-        return _composed(plan.series, inner, scope) | _composed(plan.parallel, inner, quiet)
+        found = _composed(plan.series, inner, scope) | _composed(plan.parallel, inner, quiet)
+        if narrow:
+            found |= _composed(plan.parallel, inner, quiet, st.integers(1, 4))
+        return found
 
     nodes = st.recursive(bare_jobs() if job is None else job, grow, max_leaves=max_leaves)
     return st.builds(plan.series, st.lists(nodes, max_size=6), scope)
@@ -107,8 +112,36 @@ def _composed(
     make: Callable[..., Series | Parallel],
     inner: st.SearchStrategy[Node],
     scope: st.SearchStrategy[Scope],
+    *more: st.SearchStrategy[Any],
 ) -> st.SearchStrategy[Node]:
-    return st.builds(make, st.lists(inner, max_size=5), scope)
+    return st.builds(make, st.lists(inner, max_size=5), scope, *more)
+
+
+envelopes = st.fixed_dictionaries(
+    {
+        "__type__": st.sampled_from(["bytes", "datetime", "decimal", "uuid", "date", "no"])
+        | json_values,
+        "__value__": json_values,
+    }
+)
+"""What kombu decodes, or cannot."""
+
+any_json = nested(json_leaves | envelopes)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, value: Any) -> Any:
+    """A JSON value that is *value* but for one thing in it, which is something else, or missing."""
+    if not isinstance(value, (dict, list)) or not value or draw(st.integers(0, 3)) == 0:
+        return draw(any_json)
+    keys: list[Any] = list(value) if isinstance(value, dict) else list(range(len(value)))
+    key = draw(st.sampled_from(keys))
+    again: Any = value.copy()
+    if draw(st.integers(0, 3)) == 0:
+        del again[key]
+    else:
+        again[key] = draw(mutated(again[key]))
+    return again
 
 
 failures = st.builds(

@@ -14,7 +14,6 @@ from celery_clutch import Clutch, ClutchResult, State, parallel, series
 from celery_clutch.errors import (
     AlreadyEngaged,
     BuildError,
-    ChordUnsupported,
     InvalidName,
     InvalidParent,
     InvalidStep,
@@ -739,15 +738,6 @@ def test_a_parent_outside_a_run_changes_nothing(te: Tasks) -> None:
 
 
 # --- what the app cannot do ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize("backend", [None, "rpc://", "disabled://"])
-def test_a_barrier_needs_a_backend_that_can_do_chords(backend: str | None) -> None:
-    app = make_app(backend=backend)
-    t = Tasks(app)
-    with pytest.raises(ChordUnsupported, match="result_backend"):
-        Clutch(parallel(t.a, t.b), t.c).engage()
-    assert stored(app) == 0
 
 
 # --- from_canvas --------------------------------------------------------------------------

@@ -1,33 +1,32 @@
-"""Pages to canvas: what each signature carries. Nothing is sent but where it says so."""
+"""Pages to messages: what each signature carries. Nothing is sent but where it says so."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, Task, group
+from celery import Celery, Task, chord, group
 from celery.canvas import Signature
+from celery.exceptions import Ignore
 from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_clutch import Clutch, ClutchTask, parallel, series
-from celery_clutch.compile import canvas, compat, pages
+from celery_clutch.compile import canvas, pages, publish
 from celery_clutch.compile.canvas import Compiler, prepare
-from celery_clutch.compile.header import NAME, Header
-from celery_clutch.compile.pages import CloseItem, Expand, JobItem
-from celery_clutch.errors import ChordUnsupported
+from celery_clutch.compile.header import NAME, Header, job_due
+from celery_clutch.compile.pages import Item
 from celery_clutch.extend.plugins import runtime
 from celery_clutch.model import plan
 from celery_clutch.model.plan import Job, Scope, Series
+from celery_clutch.stores.base import Barrier, Completion
 
 from .conftest import make_app
-from .reference import flat
+from .reference import starts_of
 from .strategies import plans
 
-NATIVE = "redis://localhost:1/0"  # never connected to
+ORIGIN = Header("r", 3)
 
 
 def tasks_of(app: Celery) -> Any:
@@ -41,116 +40,92 @@ def tasks_of(app: Celery) -> Any:
     return Tasks
 
 
-def is_chord(sig: Any) -> bool:
-    return sig.task == "celery.chord"
+def chains_of(starts: Any) -> list[pages.Chain]:
+    return [start for start in starts_of(starts) if isinstance(start, tuple)]
 
 
-def singles(sig: Any) -> Iterator[Any]:
-    """Every plain signature in *sig*, in definition order."""
-    if isinstance(sig, (compat.Chain, group)):
-        for each in sig.tasks:
-            yield from singles(each)
-    elif is_chord(sig):
-        for each in sig.tasks:
-            yield from singles(each)
-        yield from singles(sig.body)
-    else:
-        yield sig
-
-
-def ends_plain(sig: Any) -> bool:
-    """Whether *sig* ends in one plain task, as Celery needs of an element of a header."""
-    if isinstance(sig, compat.Chain):
-        return ends_plain(sig.tasks[-1])
-    if is_chord(sig):
-        return ends_plain(sig.body)
-    return not isinstance(sig, group)
-
-
-def chords(sig: Any) -> Iterator[Any]:
-    if isinstance(sig, (compat.Chain, group)):
-        for each in sig.tasks:
-            yield from chords(each)
-    elif is_chord(sig):
-        yield sig
-        for each in [*sig.tasks, sig.body]:
-            yield from chords(each)
-
-
-def compiled(
-    app: Celery, clutch: Clutch | Series, *, page: str = pages.ROOT, counted: bool = False
-) -> Any:
-    root = clutch.plan if isinstance(clutch, Clutch) else clutch
-    items = pages.paginate(root, closed=counted).pages[page]
-    return Compiler(app, Header("r", 3, "", "")).page(items, counted=counted)
+def compiled(app: Celery, clutch: Clutch, *, page: str = pages.ROOT) -> list[Signature]:
+    """The tasks of every chain of a page."""
+    found = pages.paginate(clutch.plan).pages[page]
+    compiler = Compiler(app, ORIGIN)
+    return [task for chain in chains_of(found) for task in compiler.chain(page, chain)]
 
 
 def header_of(sig: Any) -> Header:
     return Header.from_dict(sig.options["headers"][NAME])
 
 
-# --- shape --------------------------------------------------------------------------------
+# --- chains -------------------------------------------------------------------------------
 
 
-@given(plans(scope=st.just(Scope(on_failure={"task": "h"})), max_leaves=20), st.booleans())
-def test_every_item_is_one_signature_with_its_header(root: Series, counted: bool) -> None:
-    app = make_app()
-    for items in pages.paginate(root, closed=counted).pages.values():
-        wanted = [item for item in flat(items) if isinstance(item, (JobItem, CloseItem))]
-        if any(isinstance(item, JobItem) and item.job.prepend for item in wanted):
-            continue  # compiled with a result that is not there
-        sig = Compiler(app, Header("r", 3, "", "")).page(items, counted=counted)
-        if sig is None:
-            assert items == ()
-            continue
-        found = [
-            header_of(each)
-            for each in singles(sig)
-            if each.task not in (canvas.COLLECT, canvas.EXPAND) and "headers" in each.options
-        ]
-        headers = [Header.of_item(Header("r", 3, "", ""), item) for item in wanted]
-        assert Counter(found) == Counter(header for header in headers if header.slot)
-        expands = [item.page for item in flat(items) if isinstance(item, Expand)]
-        assert [each.args for each in singles(sig) if each.task == canvas.EXPAND] == [
-            (page,) for page in expands
-        ]
+@given(plans(scope=st.just(Scope(on_failure={"task": "h"})), max_leaves=20, narrow=True))
+def test_every_job_is_one_task_with_its_header(root: Series) -> None:
+    compiler = Compiler(make_app(), ORIGIN)
+    for key, starts in pages.paginate(root).pages.items():
+        for chain in chains_of(starts):
+            if any(item.job.prepend and item.previous for item in chain):
+                continue  # compiled with a result that is not there
+            tasks = compiler.chain(key, chain)
+            jobs = [task for task in tasks if task.task != canvas.COLLECT]
+            assert [task.task for task in jobs] == [item.job.task for item in chain]
+            following = [*(item.at for item in chain[1:]), ""]
+            for index, (task, item) in enumerate(zip(jobs, chain, strict=True)):
+                receipts = (job_due(key, item.at),) if index else ()
+                own = {"next": following[index], "receipts": receipts}
+                assert header_of(task) == Header.of_item(ORIGIN, key, item, **own)
 
 
-@given(plans(scope=st.just(Scope()), max_leaves=20), st.booleans())
-def test_headers_end_in_one_plain_task(root: Series, counted: bool) -> None:
-    app = make_app()
-    for key, items in pages.paginate(root, closed=counted).pages.items():
-        if any(isinstance(item, JobItem) and item.job.prepend for item in flat(items)):
-            continue  # compiled with a result that is not there
-        sig = Compiler(app, Header("r", 0, "", "")).page(items, counted=counted)
-        if sig is None:
-            continue
-        assert ends_plain(sig) or not (counted and key == pages.ROOT)
-        for each in chords(sig):
-            assert all(map(ends_plain, each.tasks))
-
-
-def test_a_page_compiles_to_the_canvas_a_user_would_write(app: Celery) -> None:
+def test_what_is_behind_a_job_is_due_until_its_message_begins(app: Celery) -> None:
     t = tasks_of(app).t
-    one = compiled(app, Clutch(t))
-    assert one.task == "t"
-    chain = compiled(app, series(t, t, t))
-    assert isinstance(chain, compat.Chain)
-    assert len(chain.tasks) == 3
-    side = compiled(app, parallel(t, t))
-    assert isinstance(side, group)
-    assert len(side.tasks) == 2
-    barrier = compiled(app, series(parallel(t, t), t))
-    assert is_chord(barrier)
-    assert len(barrier.tasks) == 2
-    assert barrier.body.task == "t"
-    led = compiled(app, series(t, parallel(t, t), t))
-    assert isinstance(led, compat.Chain)
-    assert is_chord(led.tasks[1])
+    chain = chains_of(pages.paginate(series(t, t, t).plan).pages[pages.ROOT])[0]
+    compiler = Compiler(app, ORIGIN)
+    for due in (False, True):
+        headers = [header_of(task) for task in compiler.chain("0", chain, due=due)]
+        assert [header.next for header in headers] == ["1", "2", ""]
+        assert [header.receipts for header in headers] == [
+            ("job 0 0",) if due else (),
+            ("job 0 1",),
+            ("job 0 2",),
+        ]
+    assert [header_of(task).at for task in compiler.chain("0", chain[1:])] == ["1", "2"]
 
 
-def test_nothing_left_is_no_canvas(app: Celery) -> None:
-    assert Compiler(app, Header("r", 0, "", "")).page(()) is None
+def test_the_end_of_a_branch_carries_what_it_counts_towards(app: Celery) -> None:
+    t = tasks_of(app).t
+    first, second, third = compiled(app, series(parallel(series(t, t), t), t))
+    assert header_of(first).barriers == ()
+    (barrier,) = header_of(second).barriers
+    assert barrier == header_of(third).barriers[0] == Barrier("0", 2, "page 1")
+    assert header_of(compiled(app, series(parallel(t, t), t), page="1")[0]).previous == "0*2"
+
+
+def test_the_branches_of_a_narrow_parallel_know_it(app: Celery) -> None:
+    t = tasks_of(app).t
+    clutch = Clutch(app=app)
+    with clutch.parallel(max_concurrency=1):
+        clutch << t << t
+    (task,) = compiled(app, clutch)
+    (turn,) = header_of(task).narrow
+    assert (turn.address, turn.member, turn.limit, turn.width) == ("0", "0.0", 1, 2)
+    assert header_of(task).barriers[0].turn == turn
+
+
+def test_no_job_of_ours_keeps_a_result_in_celerys_backend(app: Celery) -> None:
+    t = tasks_of(app).t
+    clutch = series(t.s().set(ignore_result=False), parallel(t, series(t, t)), t)
+    for page in ("0", "1", "2"):
+        assert all(
+            task.options["ignore_result"] is True for task in compiled(app, clutch, page=page)
+        )
+
+
+def test_what_a_run_has_in_common_is_in_every_header(app: Celery) -> None:
+    origin = Header("r", 3, expires=2e9, context={"trace": "x"})
+    compiler = Compiler(app, origin)
+    for task in compiler.chain("0", (Item("0", Job("t")), Item("1", Job("plain", plain=True)))):
+        assert (header_of(task).expires, header_of(task).context) == (2e9, {"trace": "x"})
+    (plain, _) = compiler.chain("0", (Item("0", Job("plain", plain=True)),))
+    assert plain.options["expires"].startswith("2033-05-18T03:33:20")
 
 
 # --- what a job carries -------------------------------------------------------------------
@@ -167,11 +142,12 @@ def test_a_job_carries_its_arguments_and_options(app: Celery) -> None:
         "soft_time_limit": 8,
         "shadow": "other",
     }
-    sig = compiled(app, Clutch(t.s(1, x=2).set(headers={"mine": 1}, **options)))
+    (sig,) = compiled(app, Clutch(t.s(1, x=2).set(headers={"mine": 1}, **options)))
     assert (sig.task, tuple(sig.args), dict(sig.kwargs)) == ("t", (1,), {"x": 2})
     assert {key: sig.options[key] for key in options} == options
     assert sig.options["headers"]["mine"] == 1
     assert header_of(sig) == Header("r", 3, "0", "0")
+    assert sig.options["ignore_result"] is True
     assert sig.immutable
 
 
@@ -180,7 +156,7 @@ def test_links_of_the_user_stay_and_ours_comes_last(app: Celery) -> None:
     user = t.s(7)
     user.link(t.s(8))
     user.link_error(t.s(9))
-    (sig,) = singles(compiled(app, Clutch(user)))
+    (sig,) = compiled(app, Clutch(user))
     assert [each["args"] for each in sig.options["link"]] == [(8,)]
     own, ours = sig.options["link_error"]
     assert tuple(own["args"]) == (9,)
@@ -192,7 +168,7 @@ def test_link_error_may_be_one_or_many(app: Celery, given_: str) -> None:
     t = tasks_of(app).t
     callback = t.s(9)
     link: Any = {"one": callback, "list": [callback], "tuple": (callback,)}[given_]
-    (sig,) = singles(compiled(app, Clutch(t.s().set(link_error=link))))
+    (sig,) = compiled(app, Clutch(t.s().set(link_error=link)))
     assert [each["task"] for each in sig.options["link_error"]] == ["t", canvas.ON_ERROR]
 
 
@@ -205,23 +181,26 @@ def test_every_job_has_the_queue_of_the_clutch(app: Celery) -> None:
         with clutch.parallel():
             clutch << tasks.t << tasks.t
     clutch << tasks.t
-    for sig in singles(compiled(app, clutch)):
+    keys = pages.paginate(clutch.plan).pages
+    found = [task for key in keys for task in compiled(app, clutch, page=key)]
+    assert len(found) == 7
+    for sig in found:
         assert sig.options["queue"] == "critical"
         assert not {"routing_key", "exchange"} & set(sig.options)
 
 
 def test_without_a_queue_jobs_keep_their_own(app: Celery) -> None:
     t = tasks_of(app).t
-    first, second = singles(compiled(app, series(t.s().set(queue="own"), t)))
+    first, second = compiled(app, series(t.s().set(queue="own"), t))
     assert first.options["queue"] == "own"
     assert "queue" not in second.options
 
 
 def test_a_mutable_job_has_a_place_for_the_previous_result(app: Celery) -> None:
     t = tasks_of(app).t
-    sig = compiled(app, Clutch.from_canvas(t.s(0) | t.s(1) | t.si(2)))
-    assert [tuple(each.args) for each in sig.tasks] == [(0,), (None, 1), (2,)]
-    assert [header_of(each).prepend for each in sig.tasks] == [False, True, False]
+    found = compiled(app, Clutch.from_canvas(t.s(0) | t.s(1) | t.si(2)))
+    assert [tuple(each.args) for each in found] == [(0,), (None, 1), (2,)]
+    assert [header_of(each).prepend for each in found] == [False, True, False]
 
 
 # --- plain tasks --------------------------------------------------------------------------
@@ -230,7 +209,7 @@ def test_a_mutable_job_has_a_place_for_the_previous_result(app: Celery) -> None:
 def test_behind_a_plain_task_stands_one_that_collects(app: Celery) -> None:
     plain = tasks_of(app).plain
     clutch = Clutch(plain.s(1).set(ignore_result=False), queue="q")
-    first, second = singles(compiled(app, clutch))
+    first, second = compiled(app, clutch)
     assert (first.task, tuple(first.args)) == ("plain", (1,))
     assert first.options["ignore_result"] is False
     assert second.task == canvas.COLLECT
@@ -244,7 +223,7 @@ def test_behind_a_plain_task_stands_one_that_collects(app: Celery) -> None:
 
 def test_whether_a_plain_task_keeps_its_result_is_its_own_affair(app: Celery) -> None:
     plain = tasks_of(app).plain
-    first, _ = singles(compiled(app, Clutch(plain)))
+    first, _ = compiled(app, Clutch(plain))
     assert "ignore_result" not in first.options
 
 
@@ -254,84 +233,35 @@ def test_a_plain_task_gets_the_previous_result_in_its_message(
 ) -> None:
     store = runtime(app).store
     store.create("r", b"{}", {}, 9)
-    for slot, value in {"0": "value", "0.0": "a", "0.1": None}.items():
+    for address, value in {"0": "value", "0.0": "a", "0.1": None}.items():
         data = json.dumps(value).encode()
-        store.complete("r", slot, slot, data, generation=0, token="x")
+        store.complete(Completion("r", address, 0, data))
     previous = "0" if step == "one" else "0*2"
-    item = JobItem("1", "1", previous, "", Job("plain", (5,), plain=True, prepend=True))
-    plain, _ = Compiler(app, Header("r", 0, "", "")).job(item, False)
+    item = Item("1", Job("plain", (5,), plain=True, prepend=True), previous)
+    plain, _ = Compiler(app, Header("r", 0)).chain("1", (item,))
     assert tuple(plain.args) == (expected, 5)
     assert not header_of(plain).prepend
-
-
-# --- results in Celery's own backend ------------------------------------------------------
-
-
-def test_where_the_backend_counts_no_job_keeps_a_result() -> None:
-    app = make_app(backend=NATIVE)
-    t = tasks_of(app).t
-    clutch = Clutch(t, parallel(t, series(t, parallel(t, t))), t)
-    for sig in singles(compiled(app, clutch, counted=True)):
-        assert sig.options["ignore_result"] is True
-
-
-def test_elsewhere_what_a_chord_counts_keeps_its_result(app: Celery) -> None:
-    t = tasks_of(app).t
-    clutch = Clutch(t, parallel(t, series(t, t), series(t, parallel(t, t))), t)
-    found = compiled(app, clutch)
-    kept = [each for each in singles(found) if each.options["ignore_result"] is False]
-
-    def last(sig: Any) -> Any:
-        while isinstance(sig, compat.Chain) or is_chord(sig):
-            sig = sig.body if is_chord(sig) else sig.tasks[-1]
-        return sig
-
-    counted = [last(branch) for each in chords(found) for branch in each.tasks]
-    assert sorted(map(id, kept)) == sorted(map(id, counted))
-
-
-@pytest.mark.parametrize("counted", [False, True])
-def test_the_end_of_a_page_keeps_its_result_when_it_is_counted(app: Celery, counted: bool) -> None:
-    t = tasks_of(app).t
-    first, second = singles(compiled(app, series(t, t), counted=counted))
-    assert first.options["ignore_result"] is True
-    assert second.options["ignore_result"] is not counted
-
-
-def test_a_user_who_wants_results_ignored_gets_it_only_where_nobody_counts(app: Celery) -> None:
-    t = tasks_of(app).t
-    clutch = series(parallel(t.s().set(ignore_result=True), t), t)
-    assert compiled(app, clutch).tasks[0].options["ignore_result"] is False
 
 
 # --- internal tasks -----------------------------------------------------------------------
 
 
-def test_expand(app: Celery) -> None:
-    t = tasks_of(app).t
-    clutch = series([t] * 30)
-    clutch.queue = "q"
-    *_, last = singles(compiled(app, clutch))
-    assert (last.task, last.args) == (canvas.EXPAND, ("1",))
-    assert last.immutable
-    assert last.options["queue"] == "q"
-    assert last.options["link_error"][-1]["task"] == canvas.ON_ERROR
-    assert header_of(last).run == "r"
-    assert header_of(last).generation == 3
+def test_advance(app: Celery) -> None:
+    sig = Compiler(app, ORIGIN).advance("7", "q")
+    assert (sig.task, sig.args) == (canvas.ADVANCE, ("7",))
+    assert sig.immutable
+    assert sig.options["queue"] == "q"
+    assert "link_error" not in sig.options
+    assert header_of(sig) == ORIGIN
+    assert "queue" not in Compiler(app, ORIGIN).advance("7", None).options
 
 
-def test_closes(app: Celery) -> None:
-    t = tasks_of(app).t
-    gathers = compiled(app, parallel(series(t, parallel(t, t)), t)).tasks[0]
-    *_, gather = singles(gathers)
-    assert gather.task == canvas.CLOSE
-    assert header_of(gather) == Header("r", 3, "0.0.1", "0.0", "0.0.1*2", close=True, settles="0*2")
-    told = compiled(app, series(Clutch(t, on_success=t.s()), t)).tasks[1]
-    assert (told.task, told.args) == (canvas.CLOSE, ("0",))
-    assert header_of(told).slot == "0!"
-    *_, barrier = singles(compiled(app, parallel(t, t), counted=True))
-    assert barrier.task == canvas.CLOSE
-    assert "headers" not in barrier.options
+def test_collect_carries_changes_of_the_shared_data(app: Celery) -> None:
+    header = Header("r", 3, "0", "0")
+    sig = Compiler(app, ORIGIN).collect(header, None, {"a": "1"})
+    assert dict(sig.kwargs) == {"changes": {"a": "1"}}
+    assert [each["task"] for each in sig.options["link_error"]] == [canvas.ON_ERROR]
+    assert header_of(sig) == header
 
 
 def test_our_errback_is_read_as_what_celery_writes(app: Celery) -> None:
@@ -349,16 +279,14 @@ def test_each_compilation_is_fresh(app: Celery) -> None:
     user = t.s({"deep": [1]}).set(headers={"mine": 1})
     user.link(t.s(8))
     user.link_error(t.s(9))
-    items = pages.paginate(series(user, parallel(user, user), user).plan).pages[pages.ROOT]
-    compiler = Compiler(app, Header("r", 0, "", ""))
-    before = json.dumps(compiler.page(items))
-    touched = compiler.page(items)
-    for sig in singles(touched):
+    clutch = series(user, parallel(user, user), user)
+    before = json.dumps(compiled(app, clutch))
+    for sig in compiled(app, clutch):
         sig.set(task_id="taken", queue="elsewhere")
         sig.options["headers"]["mine"] = 2
         sig.options["headers"][NAME]["run"] = "other"
         sig.options["link_error"].append("more")
-    assert json.dumps(compiler.page(items)) == before
+    assert json.dumps(compiled(app, clutch)) == before
     assert "task_id" not in user.options
     assert user.options["headers"] == {"mine": 1}
 
@@ -367,13 +295,108 @@ def test_a_link_added_to_what_was_compiled_reaches_nothing_else(app: Celery) -> 
     t = tasks_of(app).t
     user = t.s()
     user.link(t.s(8))
-    items = pages.paginate(Clutch(user).plan).pages[pages.ROOT]
-    compiler = Compiler(app, Header("r", 0, "", ""))
-    (sig,) = singles(compiler.page(items))
+    clutch = Clutch(user)
+    (sig,) = compiled(app, clutch)
     sig.link(t.s(9))  # as Celery does in replace()
-    (again,) = singles(compiler.page(items))
+    (again,) = compiled(app, clutch)
     assert len(again.options["link"]) == 1
     assert len(user.options["link"]) == 1
+
+
+# --- copies and replacements --------------------------------------------------------------
+
+
+def test_copied_tasks_are_copies(app: Celery) -> None:
+    t = tasks_of(app).t
+    one = t.s(1).set(queue="q")
+    (copy,) = publish.copied(one)
+    assert (copy, copy.options) == (one, {"queue": "q"})
+    copy.set(queue="elsewhere")
+    assert one.options["queue"] == "q"
+    assert [tuple(each.args) for each in publish.copied(t.s(1) | t.s(2))] == [(1,), (2,)]
+
+
+def test_what_is_more_than_a_chain_of_tasks_is_not_copied(app: Celery) -> None:
+    t = tasks_of(app).t
+    others = [
+        group(t.s(), t.s(), app=app),
+        chord([t.s(), t.s()], t.s(), app=app),
+        t.s() | group(t.s(), t.s(), app=app),
+        (t.s() | t.s()).set(queue="q"),
+    ]
+    for canvas_ in others:
+        assert publish.copied(canvas_) == []
+
+
+def test_the_id_of_a_message_is_the_same_for_every_copy() -> None:
+    header = Header("r", 3, "1.2", "4")
+    known = publish.task_id(header.to_dict(), "t")
+    assert publish.task_id(Header("r", 3, "1.2", "4", late=2).to_dict(), "t") == known
+    others = [
+        publish.task_id(Header("other", 3, "1.2", "4").to_dict(), "t"),
+        publish.task_id(Header("r", 4, "1.2", "4").to_dict(), "t"),
+        publish.task_id(Header("r", 3, "1.3", "4").to_dict(), "t"),
+        publish.task_id(header.to_dict(), "other"),
+    ]
+    assert len({known, *others}) == 5
+
+
+def test_copies_of_a_chain_are_sent_with_the_same_ids(app: Celery) -> None:
+    tasks = tasks_of(app)
+    clutch = series(tasks.t, tasks.plain, tasks.t)
+    for _ in range(2):
+        publish.send(app, [compiled(app, clutch)])
+    one, two = sent(app)
+    assert one.headers["id"] == two.headers["id"]
+    ids = [[task["options"]["task_id"] for task in each.payload[2]["chain"]] for each in (one, two)]
+    assert ids[0] == ids[1]
+    assert len({one.headers["id"], *ids[0]}) == 4  # the plain task, and what collects its value
+
+
+def test_what_has_no_header_has_an_id_of_its_own(app: Celery) -> None:
+    t = tasks_of(app).t
+    publish.send(app, [[t.s()], [t.s()]])
+    one, two = sent(app)
+    assert one.headers["id"] != two.headers["id"]
+
+
+def test_replacing_puts_tasks_in_the_place_of_a_running_one(app: Celery) -> None:
+    t = tasks_of(app).t
+    t.push_request(id="mine")
+    try:
+        with pytest.raises(Ignore):
+            publish.replace(t, [t.s(1), t.s(2)])
+    finally:
+        t.pop_request()
+    (message,) = sent(app)
+    assert message.payload[0] == [1]
+    assert message.headers["id"] != "mine"
+    (last,) = message.payload[2]["chain"]
+    assert last["options"]["task_id"] == "mine"
+
+
+def test_links_are_passed_to_the_last_of_what_replaces(app: Celery) -> None:
+    t = tasks_of(app).t
+    last = t.s()
+    last.link(t.s(1))
+    t.push_request(callbacks=[t.s(2)])
+    try:
+        publish.pass_links(t.request, last)
+        assert t.request.callbacks is None
+    finally:
+        t.pop_request()
+    assert [tuple(each["args"]) for each in last.options["link"]] == [(1,), (2,)]
+
+
+def test_our_errbacks_are_dropped_before_replace_and_others_are_not(app: Celery) -> None:
+    t = tasks_of(app).t
+    user, plain = t.s(9), canvas.on_error({"run": "r"})
+    t.push_request(errbacks=[user, canvas.on_error(), plain])
+    try:
+        canvas.drop_own_errbacks(t.request)
+        assert t.request.errbacks == [user, plain]
+    finally:
+        t.pop_request()
 
 
 # --- prepare ------------------------------------------------------------------------------
@@ -392,15 +415,11 @@ def test_prepare_stores_and_sends_nothing(app: Celery) -> None:
 
 
 @pytest.mark.parametrize("backend", [None, "rpc://", "disabled://"])
-def test_a_barrier_needs_chords_and_nothing_else_does(backend: str | None) -> None:
+def test_any_result_backend_will_do(backend: str | None) -> None:
     app = make_app(backend=backend)
     t = tasks_of(app).t
-    for fine in (series(t, t), parallel(t, t), series(t, parallel(t, series(t, t)))):
-        prepare(app, fine.plan)
-    for barrier in (series(parallel(t, t), t), parallel(series(t, parallel(t, t)), t)):
-        with pytest.raises(ChordUnsupported) as caught:
-            prepare(app, barrier.plan)
-        assert "result_backend" in str(caught.value)
+    series(parallel(t, t), t).engage()
+    assert len(sent(app)) == 2
 
 
 # --- sending ------------------------------------------------------------------------------
@@ -432,12 +451,12 @@ def run_of(message: Any) -> str:
         (lambda t: series([t] * 500), ["t"]),
         (lambda t: parallel(series(t, t), parallel(t, t)), ["t"] * 3),
         (lambda t: parallel([t] * 100), ["t"] * 100),
-        (lambda t: parallel([t] * 101), [canvas.EXPAND]),
-        (lambda t: parallel([t] * 10_000), [canvas.EXPAND]),
+        (lambda t: parallel([t] * 101), [canvas.ADVANCE]),
+        (lambda t: parallel([t] * 10_000), [canvas.ADVANCE]),
         (lambda t: Clutch(), []),
     ],
 )
-def test_engage_sends_a_small_first_page_or_one_expand(app: Celery, make: Any, tasks: Any) -> None:
+def test_engage_sends_a_small_first_page_or_one_advance(app: Celery, make: Any, tasks: Any) -> None:
     clutch = make(tasks_of(app).t)
     run = Clutch(clutch, app=app).engage()
     messages = sent(app)

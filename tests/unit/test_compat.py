@@ -51,36 +51,6 @@ def test_inside_a_task_there_is_one(eager: Celery) -> None:
     assert compat.current_task() is None
 
 
-@pytest.mark.parametrize(
-    ("backend", "expected"),
-    [
-        ("redis://localhost:6379/0", True),
-        ("rediss://localhost:6379/0?ssl_cert_reqs=none", True),
-        ("sentinel://localhost:26379/0", True),
-        ("cache+memory://", False),
-        ("rpc://", False),
-        ("disabled://", False),
-        (None, False),
-    ],
-)
-def test_only_redis_counts_chord_parts_itself(backend: str | None, expected: bool) -> None:
-    assert compat.counts_natively(app_with(backend).backend) is expected
-
-
-@pytest.mark.parametrize(
-    ("backend", "expected"),
-    [
-        ("redis://localhost:6379/0", True),
-        ("cache+memory://", True),
-        ("rpc://", False),
-        ("disabled://", False),
-        (None, False),
-    ],
-)
-def test_some_backends_cannot_do_chords(backend: str | None, expected: bool) -> None:
-    assert compat.supports_chords(app_with(backend).backend) is expected
-
-
 def test_fits(app: Celery) -> None:
     @app.task(name="plain")
     def plain(a: int, b: int = 0, *, c: int = 0) -> None: ...

@@ -145,6 +145,28 @@ def test_tasks_defined_inside_are_known(world: World) -> None:
         assert Clutch(late).engage().get(timeout=10) == ["late"]
 
 
+def test_a_job_whose_replacement_has_failed_runs_again_after_a_resume(world: World) -> None:
+    broken = [True]
+
+    @world.task
+    def instead() -> int:
+        if broken:
+            raise ValueError("broken")
+        return 5
+
+    @world.task(bind=True)
+    def replaced(job: ClutchTask) -> None:
+        raise job.replace(instead.s())
+
+    with embedded(world.app):
+        run = series(replaced, world.add.s(1)).engage()
+        with pytest.raises(ClutchError, match="broken"):
+            run.get(timeout=10)
+        broken.clear()
+        assert run.resume()
+        assert run.get(timeout=10) == [6]
+
+
 @pytest.mark.slow
 def test_parallel_wider_than_celerys_memory_cache(world: World) -> None:
     with embedded(world.app):

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_clutch.compile import pages
-from celery_clutch.compile.pages import (
-    ROOT,
-    CloseItem,
-    Expand,
-    Item,
-    JobItem,
-    Pages,
-    ParallelItem,
-    expand_slots,
-    paginate,
-)
+from celery_clutch.compile.pages import ROOT, Expand, Item, Narrow, Pages, paginate
 from celery_clutch.errors import CorruptRecord
-from celery_clutch.model import plan
+from celery_clutch.model import plan, shape
 from celery_clutch.model.plan import Job, Parallel, Scope, Series
+from celery_clutch.stores.base import Barrier, Settles, Turn
 
-from .reference import all_items, evaluate, flat, follow
-from .strategies import jobs, plans
+from .reference import Pick, all_items, before, evaluate, follow, jobs_of, starts_of, the_last
+from .strategies import any_json, jobs, mutated, plans
 
 J = Job("t")
 
@@ -37,264 +30,271 @@ def limits(small: bool) -> Iterator[None]:
     """With *small*, pages so small that a plan of a few jobs takes many."""
     with pytest.MonkeyPatch.context() as patch:
         if small:
-            for name, value in {"CHAIN": 3, "SMALL": 2, "TAIL": 1, "WIDTH": 3}.items():
+            for name, value in {"CHAIN": 3, "WIDTH": 3}.items():
                 patch.setattr(pages, name, value)
         yield
 
 
-def cut_of(root: Series, small: bool, closed: bool = False) -> Pages:
+def cut_of(root: Series, small: bool, tally: bool = False) -> Pages:
     with limits(small):
-        return paginate(root, closed=closed)
+        return paginate(root, tally=tally)
 
 
 either = st.booleans()
+picks: st.SearchStrategy[Pick] = st.sampled_from([the_last, lambda count: 0]) | st.randoms().map(
+    lambda random: random.randrange
+)
+all_plans = plans(narrow=True)
 
 
 # --- nothing lost, nothing doubled --------------------------------------------------------
 
 
-@given(plans(), either, either)
-def test_every_job_appears_exactly_once(root: Series, small: bool, closed: bool) -> None:
-    cut = cut_of(root, small, closed)
-    found = [item.at for item in all_items(cut) if isinstance(item, JobItem)]
-    wanted = [at for at, node in plan.walk(root) if isinstance(node, Job)]
-    assert Counter(found) == Counter(wanted)
+@given(all_plans, either, either)
+def test_every_job_is_in_one_chain(root: Series, small: bool, tally: bool) -> None:
+    cut = cut_of(root, small, tally)
+    found = Counter(item.at for item in all_items(cut))
+    assert found == Counter(jobs_of(root, ""))
     assert cut.jobs == root.size
 
 
-@given(plans(), either, either)
-def test_slots_are_unique_and_units_counts_them(root: Series, small: bool, closed: bool) -> None:
-    cut = cut_of(root, small, closed)
-    slots = [slot for items in cut.pages.values() for slot in pages.slots(items)]
-    assert len(set(slots)) == len(slots) == cut.units
+@given(all_plans, either)
+def test_branches_of_narrow_parallels_have_pages_of_their_own(root: Series, small: bool) -> None:
+    cut = cut_of(root, small)
+    wanted: dict[str, int] = {}
+    for at, node in plan.walk(root):
+        if isinstance(node, Parallel) and node.limit and node.limit < len(node.branches):
+            wanted[at] = node.limit
+            for index, branch in enumerate(node.branches):
+                starts = starts_of(cut.pages[f"{at}/{index}"])
+                page = Counter(i.at for start in starts if isinstance(start, tuple) for i in start)
+                assert set(page) <= jobs_of(branch, plan.join(at, index))
+    found = {
+        start.at: start.limit
+        for starts in cut.pages.values()
+        for start in starts_of(starts)
+        if isinstance(start, Narrow)
+    }
+    assert found == wanted
+    assert {key.partition("/")[0] for key in cut.pages if "/" in key} == set(wanted)
 
 
-@given(plans(), either, either)
-def test_every_page_is_referred_to_exactly_once(root: Series, small: bool, closed: bool) -> None:
-    cut = cut_of(root, small, closed)
-    named = Counter(item.page for item in all_items(cut) if isinstance(item, Expand))
-    assert named == Counter(set(cut.pages) - {ROOT})
+@given(all_plans, either)
+def test_the_first_branches_of_a_narrow_parallel_start_it(root: Series, small: bool) -> None:
+    cut = cut_of(root, small)
+
+    def firsts(starts: Any) -> list[Item]:
+        found: list[Item] = []
+        for start in starts:
+            if isinstance(start, Expand):
+                found.extend(firsts(cut.pages[start.page]))
+            elif isinstance(start, Narrow):
+                found.extend(firsts(start.starts))
+            else:
+                found.extend(start)
+        return found
+
+    for starts in list(cut.pages.values()):
+        for start in starts_of(starts):
+            if isinstance(start, Narrow):
+                branches = [cut.pages[f"{start.at}/{index}"] for index in range(start.limit)]
+                assert firsts(start.starts) == [item for each in branches for item in firsts(each)]
 
 
-@given(plans(job=jobs(), max_leaves=15), either)
+@given(all_plans, either, picks)
+def test_every_page_is_started_once(root: Series, small: bool, pick: Pick) -> None:
+    cut = cut_of(root, small)
+    started = Counter(follow(cut, pick).pages)
+    assert set(started.values()) <= {1}
+    left = set(cut.pages) - set(started)
+    # Those that start a narrow parallel are started with it.
+    copied = {
+        f"{start.at}/{index}"
+        for starts in cut.pages.values()
+        for start in starts_of(starts)
+        if isinstance(start, Narrow)
+        for index in range(start.limit)
+    }
+    assert left == copied
+
+
+@given(plans(job=jobs(), max_leaves=15, narrow=True), either)
 def test_jobs_keep_what_they_were_given(root: Series, small: bool) -> None:
     wanted = {at: node for at, node in plan.walk(root) if isinstance(node, Job)}
     for item in all_items(cut_of(root, small)):
-        if isinstance(item, JobItem):
-            job = wanted[item.at]
-            assert (item.job.task, item.job.args, item.job.kwargs) == (
-                job.task,
-                job.args,
-                job.kwargs,
-            )
-            assert (item.job.plain, item.job.prepend) == (job.plain, job.prepend)
-            assert item.job.options.get("priority") == job.options.get("priority")
+        job = wanted[item.at]
+        assert (item.job.task, item.job.args, item.job.kwargs) == (job.task, job.args, job.kwargs)
+        assert (item.job.plain, item.job.prepend) == (job.plain, job.prepend)
+        assert item.job.options.get("priority") == job.options.get("priority")
 
 
 # --- what is in a page means what the plan means ------------------------------------------
 
 
-@given(plans(), either, either)
-def test_pages_mean_what_the_plan_means(root: Series, small: bool, closed: bool) -> None:
+@given(all_plans, either, either, picks)
+def test_pages_mean_what_the_plan_means(root: Series, small: bool, tally: bool, pick: Pick) -> None:
     wanted = evaluate(root)
-    cut = cut_of(root, small, closed)
-    found = follow(cut)
+    cut = cut_of(root, small, tally)
+    found = follow(cut, pick)
     assert found.previous == wanted.previous
-    last, _ = expand_slots(cut.last)
-    assert [found.slots[slot] for slot in last] == wanted.last
+    assert found.values == {at: wanted.values[at] for at in jobs_of(root, "")}
+    last = [
+        shape.arrange(member, iter([found.values[at] for at in shape.addresses(member)]))
+        for member in shape.members(cut.last)
+    ]
+    assert last == wanted.last
+
+
+@given(all_plans, either, picks)
+def test_a_job_starts_when_all_before_it_is_done(root: Series, small: bool, pick: Pick) -> None:
+    for at, done in follow(cut_of(root, small), pick).begun:
+        assert before(root, at) <= done
+
+
+@given(all_plans, either, picks)
+def test_a_narrow_parallel_stays_within_its_limit(root: Series, small: bool, pick: Pick) -> None:
+    begun = follow(cut_of(root, small), pick).begun
     for at, node in plan.walk(root):
-        # A branch writes its value to its own address; a step does unless it ends a branch.
-        if isinstance(node, Job) and at in found.slots:
-            assert found.slots[at] == wanted.values[at]
-        if isinstance(node, Parallel):
-            for index in range(len(node.branches)):
-                branch = plan.join(at, index)
-                assert found.slots[branch] == wanted.values[branch]
+        if not isinstance(node, Parallel) or not node.limit:
+            continue
+        branches = [jobs_of(branch, plan.join(at, i)) for i, branch in enumerate(node.branches)]
+        started: set[str] = set()
+        for address, done in begun:
+            started.add(address)
+            under_way = [each for each in branches if each & started and not each <= done]
+            assert len(under_way) <= node.limit
 
 
-@given(plans(), either)
+@given(all_plans, either, picks)
+def test_a_listener_hears_of_each_branch_once(root: Series, small: bool, pick: Pick) -> None:
+    members: dict[str, Counter[str]] = defaultdict(Counter)
+    widths = {at: len(n.branches) for at, n in plan.walk(root) if isinstance(n, Parallel)}
+    for settles in follow(cut_of(root, small, tally=True), pick).settled:
+        assert settles.width == widths[settles.step]
+        members[settles.step][settles.member] += 1
+    assert members == {
+        step: Counter(plan.join(step, index) for index in range(width))
+        for step, width in widths.items()
+    }
+
+
+@given(all_plans, either)
 def test_pages_mean_the_same_after_json(root: Series, small: bool) -> None:
-    cut = cut_of(root, small)
-    for items in cut.pages.values():
-        assert pages.loads(pages.dumps(items)) == items
+    for starts in cut_of(root, small).pages.values():
+        assert pages.loads(pages.dumps(starts)) == starts
 
 
-@given(plans(job=jobs(), max_leaves=15))
-def test_pages_of_full_jobs_survive_json(root: Series) -> None:
-    for items in paginate(root).pages.values():
-        assert pages.loads(pages.dumps(items)) == items
+@given(plans(job=jobs(), max_leaves=15, narrow=True), either)
+def test_pages_of_full_jobs_survive_json(root: Series, tally: bool) -> None:
+    for starts in paginate(root, tally=tally).pages.values():
+        assert pages.loads(pages.dumps(starts)) == starts
 
 
-@given(plans(), either, either, st.data())
-def test_what_is_left_of_a_run_means_the_same(
-    root: Series, small: bool, closed: bool, data: st.DataObject
-) -> None:
-    cut = cut_of(root, small, closed)
-    whole = follow(cut)
-    # Any point at which a run can stop: each result has those it was made of behind it.
-    kept = whole.order[: data.draw(st.integers(0, len(whole.order)))]
-    rest = follow(cut, done={slot: whole.slots[slot] for slot in kept})
-    assert rest.slots == whole.slots
-    assert rest.order == [slot for slot in whole.order if slot not in kept]
+def test_barriers_are_short() -> None:
+    barriers = (
+        Barrier("0.1", 1),
+        Barrier("1", 2, "page 3"),
+        Barrier("1.2", 3, "", Settles("1", "1.2", 7)),
+        Barrier("1.2", 3, "", None, Turn("1", "1.2", 2, 7)),
+    )
+    data = pages.barriers_to_json(barriers)
+    assert data == [["0.1", 1], ["1", 2, "page 3"], ["1.2", 3, "", 7], ["1.2", 3, "", 0, 2, 7]]
+    assert pages.barriers_from_json(data) == barriers
 
 
 # --- small --------------------------------------------------------------------------------
 
 
-def weight(items: Iterable[Item]) -> int:
-    return sum(not isinstance(item, ParallelItem) for item in flat(items))
+def weight(starts: Any) -> int:
+    """How many messages a page is."""
+    return sum(not isinstance(start, Narrow) for start in starts_of(starts))
 
 
-def chains(items: tuple[Item, ...]) -> Iterator[tuple[Item, ...]]:
-    """*items* and every branch inside them."""
-    yield items
-    for item in items:
-        if isinstance(item, ParallelItem):
-            for branch in item.branches:
-                yield from chains(branch)
-
-
-@given(plans(), either, either)
-def test_pages_are_bounded(root: Series, small: bool, closed: bool) -> None:
+@given(all_plans, either, either)
+def test_pages_are_bounded(root: Series, small: bool, tally: bool) -> None:
     with limits(small):
-        cut = paginate(root, closed=closed)
-        # A page may end with what closes a parallel and with an Expand.
-        longest = pages.CHAIN + 2
-        per_level = longest + pages.SMALL
-        for items in cut.pages.values():
-            assert items or not root.size
-            assert weight(items) <= pages.WIDTH + (root.depth + 1) * per_level
-            for chain in chains(items):
-                assert len(chain) <= longest
-                assert sum(isinstance(item, ParallelItem) for item in chain) <= 1
-                for item in chain:
-                    if isinstance(item, ParallelItem) and len(item.branches) > 1:
-                        assert weight([item]) <= pages.WIDTH
-
-
-@given(plans(), either, either)
-def test_little_stands_behind_a_parallel(root: Series, small: bool, closed: bool) -> None:
-    # Each message of a chord carries what follows the chord.
-    with limits(small):
-        for items in paginate(root, closed=closed).pages.values():
-            for chain in chains(items):
-                for index, item in enumerate(chain):
-                    if isinstance(item, ParallelItem):
-                        assert len(chain) - index - 1 <= max(pages.TAIL, 2) + 1
+        cut = paginate(root, tally=tally)
+        for starts in cut.pages.values():
+            assert starts or not root.size
+            assert weight(starts) <= pages.WIDTH
+            for start in starts_of(starts):
+                if isinstance(start, tuple):
+                    assert 0 < len(start) <= pages.CHAIN
 
 
 @pytest.mark.parametrize("width", [1, 100, 101, 3000, 10_000, 25_000])
 def test_a_wide_parallel_is_a_parallel_of_pages(width: int) -> None:
     cut = paginate(plan.series([plan.parallel([J] * width), J]))
-    assert cut.jobs == cut.units == width + 1
+    assert cut.jobs == width + 1
     assert cut.last == "1"
-    heaviest = max(map(weight, cut.pages.values()))
-    assert heaviest <= pages.WIDTH + 1
+    assert max(map(weight, cut.pages.values())) <= pages.WIDTH
     # Not many pages either: each is nearly full.
-    assert len(cut.pages) <= 2 + 1.1 * width / (pages.WIDTH - 1)
+    assert len(cut.pages) <= 3 + 1.1 * width / (pages.WIDTH - 1)
 
 
 @pytest.mark.parametrize("length", [1, 12, 13, 500, 10_000])
 def test_a_long_series_is_a_series_of_pages(length: int) -> None:
     cut = paginate(plan.series([J] * length))
-    assert max(map(len, cut.pages.values())) <= pages.CHAIN + 1
     assert len(cut.pages) == -(-length // pages.CHAIN)
 
 
-def test_a_small_clutch_is_one_page_with_nothing_but_its_jobs() -> None:
-    cut = paginate(plan.series([J, plan.parallel([J, J, J]), J]))
-    assert list(cut.pages) == [ROOT]
-    assert all(isinstance(item, (JobItem, ParallelItem)) for item in all_items(cut))
+def test_a_parallel_that_is_followed_is_two_pages() -> None:
+    cut = paginate(plan.series([plan.parallel([J, J, J]), J]))
+    (then,) = set(cut.pages) - {ROOT}
+    assert {item.barriers for item in pages.items(cut.pages[ROOT])} == {
+        (Barrier("0", 3, f"page {then}"),)
+    }
+    assert [item.at for item in pages.items(cut.pages[then])] == ["1"]
+
+
+def test_a_parallel_at_the_end_of_a_branch_counts_towards_the_barrier_around() -> None:
+    cut = paginate(plan.series([plan.parallel([plan.series([J, plan.parallel([J, J])]), J]), J]))
+    ends = {item.at: item.barriers for item in all_items(cut)}
+    assert ends["0.0.1.0"] == ends["0.0.1.1"] == ends["0.1"]
+    assert ends["0.1"][0].width == 3
 
 
 def test_an_empty_plan_is_one_empty_page() -> None:
     cut = paginate(Series())
     assert cut.pages == {ROOT: ()}
-    assert (cut.jobs, cut.units, cut.last) == (0, 0, "")
+    assert (cut.jobs, cut.last) == (0, "")
 
 
-# --- what Celery needs --------------------------------------------------------------------
-
-
-def loose_ends(cut: Pages, closed: bool) -> list[Item]:
-    """Items that end something that is waited for, and are not a plain task.
-
-    Celery loses count of a chord whose header has a group in it.
-    """
-    found: list[Item] = []
-
-    def visit(items: tuple[Item, ...], waited: bool) -> None:
-        for index, item in enumerate(items):
-            follows = index < len(items) - 1
-            if isinstance(item, ParallelItem):
-                if waited and not follows:
-                    found.append(item)
-                for branch in item.branches:
-                    visit(branch, follows)
-            elif isinstance(item, Expand):
-                visit(cut.pages[item.page], waited or follows)
-
-    visit(cut.pages[ROOT], closed)
-    return found
-
-
-@given(plans(), either, either)
-def test_what_is_waited_for_ends_in_a_plain_task(root: Series, small: bool, closed: bool) -> None:
-    assert loose_ends(cut_of(root, small, closed), closed) == []
-
-
-@given(plans(), either, either)
-def test_barriers_says_whether_chords_are_needed(root: Series, small: bool, closed: bool) -> None:
-    cut = cut_of(root, small, closed)
-    chains_ = [chain for items in cut.pages.values() for chain in chains(items)]
-    waits = any(isinstance(item, ParallelItem) for chain in chains_ for item in chain[:-1])
-    assert cut.barriers is waits
-
-
-@given(plans(), either)
-def test_an_expand_ends_its_page(root: Series, small: bool) -> None:
-    for items in cut_of(root, small).pages.values():
-        for chain in chains(items):
-            for item in chain[:-1]:
-                assert not isinstance(item, Expand)
-
-
-@given(plans(), either)
-def test_a_plain_task_that_takes_a_previous_result_leads_its_page(
+@given(all_plans, either)
+def test_a_plain_task_that_takes_a_previous_result_leads_its_chain(
     root: Series, small: bool
 ) -> None:
-    # Whoever compiles the page reads the result: it has to be there by then.
-    cut = cut_of(root, small)
-    for items in cut.pages.values():
-        written = set(pages.slots(items))
-        for item in flat(items):
-            if isinstance(item, JobItem) and item.job.plain and item.job.prepend:
-                assert not written.intersection(expand_slots(item.previous)[0])
+    # Who sends it puts the result into its message: it has to be there by then.
+    for starts in cut_of(root, small).pages.values():
+        for start in starts_of(starts):
+            if isinstance(start, tuple):
+                assert not any(item.job.plain and item.job.prepend for item in start[1:])
 
 
 # --- queues and scopes --------------------------------------------------------------------
 
 
-@given(plans(job=jobs(), max_leaves=15), either, either)
-def test_the_queue_in_force_reaches_everything(root: Series, small: bool, closed: bool) -> None:
-    cut = cut_of(root, small, closed)
+@given(plans(job=jobs(), max_leaves=15, narrow=True), either)
+def test_the_queue_in_force_reaches_everything(root: Series, small: bool) -> None:
+    cut = cut_of(root, small)
     given_options = {at: node.options for at, node in plan.walk(root) if isinstance(node, Job)}
     scopes = {"": root.scope}
     for at, node in plan.walk(root):
         outer = scopes[at.rpartition(".")[0]]
         scopes[at] = outer if isinstance(node, Job) else node.scope.inherit(outer)
     for item in all_items(cut):
-        if isinstance(item, JobItem):
-            if queue := scopes[item.at].queue:
-                assert item.job.options["queue"] == queue
-                assert "routing_key" not in item.job.options
-            else:
-                assert item.job.options == given_options[item.at]
-        elif isinstance(item, (CloseItem, Expand)) and root.scope.queue:
-            assert item.queue
+        if queue := scopes[item.at].queue:
+            assert item.job.options["queue"] == queue
+            assert "routing_key" not in item.job.options
+        else:
+            assert item.job.options == given_options[item.at]
+    for starts in cut.pages.values():
+        for start in starts_of(starts):
+            if isinstance(start, Expand) and root.scope.queue:
+                assert start.queue
 
 
-@given(plans(), either)
+@given(all_plans, either)
 def test_scopes_are_those_in_force(root: Series, small: bool) -> None:
     cut = cut_of(root, small)
     assert cut.scopes[""] == root.scope
@@ -308,76 +308,22 @@ def test_scopes_are_those_in_force(root: Series, small: bool) -> None:
         assert cut.scopes[at] == node.scope.inherit(cut.scopes[nearest])
 
 
-@given(plans(), either)
-def test_each_inner_on_success_has_one_close_behind_its_jobs(root: Series, small: bool) -> None:
-    cut = cut_of(root, small)
-    told = Counter(i.scope for i in all_items(cut) if isinstance(i, CloseItem) and i.scope)
-    wanted = [at for at, n in plan.walk(root) if isinstance(n, Series) and n.scope.on_success]
-    assert told == Counter(wanted)
-    order = follow(cut).order
-    for at in wanted:
-        inside = [
-            i for i, slot in enumerate(order) if slot.startswith(f"{at}.") and "!" not in slot
-        ]
-        assert all(index < order.index(f"{at}!") for index in inside)
+@given(all_plans, either, picks)
+def test_each_inner_on_success_is_told_once_behind_its_jobs(
+    root: Series, small: bool, pick: Pick
+) -> None:
+    inner = {
+        f"success {at}": jobs_of(node, at)
+        for at, node in plan.walk(root)
+        if isinstance(node, Series) and node.scope.on_success
+    }
+    told = follow(cut_of(root, small), pick).told
+    assert Counter(key for key, _ in told) == Counter(list(inner))
+    for key, done in told:
+        assert inner[key] <= done
 
 
 # --- details ------------------------------------------------------------------------------
-
-
-def test_without_leaves_what_is_not_done() -> None:
-    barrier, gather = CloseItem("0"), CloseItem("0", slot="0.1", previous="0.1*2")
-    told = CloseItem("2", scope="2")
-    job = {at: JobItem(at, at, "", "", J) for at in "abcd"}
-    items = (
-        job["a"],
-        ParallelItem("0", ((job["b"],), (job["c"], gather), (Expand("7"),))),
-        barrier,
-        told,
-        job["d"],
-    )
-    assert pages.without(items, set()) == items
-    assert pages.without(items, {"a", "b", "2!"}) == (
-        ParallelItem("0", ((job["c"], gather), (Expand("7"),))),
-        barrier,
-        job["d"],
-    )
-    assert pages.without(items, {"c"})[1] == ParallelItem(
-        "0", ((job["b"],), (gather,), (Expand("7"),))
-    )
-    assert pages.without((job["a"],), {"a"}) == ()
-
-
-@given(plans(), either, st.data())
-def test_without_drops_the_done_and_nothing_else(
-    root: Series, small: bool, data: st.DataObject
-) -> None:
-    cut = cut_of(root, small)
-    slots = [slot for items in cut.pages.values() for slot in pages.slots(items)]
-    done = set(data.draw(st.lists(st.sampled_from(slots)))) if slots else set()
-    for items in cut.pages.values():
-        left = pages.without(items, done)
-        assert set(pages.slots(left)) == set(pages.slots(items)) - done
-        expands = [i for i in flat(items) if isinstance(i, Expand)]
-        assert [i for i in flat(left) if isinstance(i, Expand)] == expands
-        for item in flat(left):
-            if isinstance(item, ParallelItem):
-                assert item.branches
-                assert all(item.branches)
-
-
-@pytest.mark.parametrize(
-    ("previous", "expected"),
-    [
-        ("", ([], False)),
-        ("0", (["0"], False)),
-        ("1.2", (["1.2"], False)),
-        ("0*1", (["0.0"], True)),
-        ("1.2*3", (["1.2.0", "1.2.1", "1.2.2"], True)),
-    ],
-)
-def test_expand_slots(previous: str, expected: tuple[list[str], bool]) -> None:
-    assert expand_slots(previous) == expected
 
 
 def test_only_a_page_of_jobs_is_sent_by_whoever_engages() -> None:
@@ -398,13 +344,20 @@ def test_only_a_page_of_jobs_is_sent_by_whoever_engages() -> None:
         pages.compress(b"[5]"),
         pages.compress(b"[[]]"),
         pages.compress(b'[["?", 1]]'),
-        pages.compress(b'[["j", "0"]]'),
-        pages.compress(b'[["j", "0", "0", "", "", null]]'),
-        pages.compress(b'[["j", "0", "0", "", "", 5, 6]]'),
-        pages.compress(b'[["p", "0"]]'),
-        pages.compress(b'[["p", "0", [[5]]]]'),
-        pages.compress(b'[["c"]]'),
+        pages.compress(b'[["c", "0"]]'),
+        pages.compress(b'[["c", ["0", null, "", "", [], []]]]'),
+        pages.compress(b'[["c", ["0", ["t", [], {}, {}, 0], "", "", [5], []]]]'),
+        pages.compress(b'[["c", ["0", ["t", [], {}, {}, 0], "", "", [["0"]], []]]]'),
+        pages.compress(
+            b'[["c", ["0", ["t", [], {}, {}, 0], "", "", [["0", 1, 2, 3, 4, 5, 6]], []]]]'
+        ),
+        pages.compress(b'[["c", ["0", ["t", [], {}, {}, 0], 5, "", [], []]]]'),
+        pages.compress(b'[["c", ["0", ["t", [], {}, {}, 0], "0*x", "", [], []]]]'),
+        pages.compress(b'[["c", ["0", ["t", [], {}, {}, 0], "", "", [], [["0"]]]]]'),
+        pages.compress(b'[["n", "0", 1, 2]]'),
+        pages.compress(b'[["n", "0", 1, 2, [[5]]]]'),
         pages.compress(b'[["x", "1", "q", "more"]]'),
+        pages.compress(b'[{"__type__": "decimal", "__value__": "x"}]'),
     ],
 )
 def test_what_is_not_a_page_is_a_corrupt_record(data: bytes) -> None:
@@ -412,9 +365,41 @@ def test_what_is_not_a_page_is_a_corrupt_record(data: bytes) -> None:
         pages.loads(data)
 
 
+@given(st.binary())
+def test_any_bytes_are_a_page_or_a_corrupt_record(data: bytes) -> None:
+    for each in (data, pages.compress(data)):
+        with suppress(CorruptRecord):
+            pages.loads(each)
+
+
+@given(any_json)
+def test_any_json_is_a_page_or_a_corrupt_record(value: Any) -> None:
+    with suppress(CorruptRecord):
+        pages.loads(pages.compress(orjson.dumps(value)))
+
+
+@given(plans(max_leaves=10, narrow=True), st.data())
+def test_a_page_with_a_mistake_in_it_is_a_corrupt_record_if_it_is_no_page(
+    root: Series, data: st.DataObject
+) -> None:
+    cut = paginate(root, tally=True)
+    starts = cut.pages[data.draw(st.sampled_from(sorted(cut.pages)))]
+    value = data.draw(mutated(orjson.loads(pages.decompress(pages.dumps(starts)))))
+    with suppress(CorruptRecord):
+        for item in pages.items(pages.loads(pages.compress(orjson.dumps(value)))):
+            list(shape.addresses(item.previous))
+
+
+@given(all_plans, st.data())
+def test_half_a_page_is_a_corrupt_record(root: Series, data: st.DataObject) -> None:
+    whole = pages.dumps(paginate(root).pages[ROOT])
+    with pytest.raises(CorruptRecord):
+        pages.loads(whole[: data.draw(st.integers(0, len(whole) - 1))])
+
+
 def test_a_page_is_smaller_than_its_json() -> None:
-    items = paginate(plan.series([plan.parallel([J] * 90)])).pages[ROOT]
-    assert len(pages.dumps(items)) < len(pages.decompress(pages.dumps(items))) / 4
+    starts = paginate(plan.series([plan.parallel([J] * 90)])).pages[ROOT]
+    assert len(pages.dumps(starts)) < len(pages.decompress(pages.dumps(starts))) / 4
 
 
 def test_a_deep_plan_fits_its_pages() -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from contextlib import suppress
+from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_clutch.errors import CorruptRecord, NonJSONArgument, PlanTooDeep
+from celery_clutch import Clutch
+from celery_clutch.errors import CorruptRecord, InvalidStep, NonJSONArgument, PlanTooDeep
 from celery_clutch.model import plan
 from celery_clutch.model.plan import MAX_DEPTH, Job, Node, Parallel, Scope, Series
 
-from .strategies import full_scopes, jobs, plans, scopes
+from .conftest import make_app
+from .strategies import any_json, full_scopes, jobs, mutated, plans, scopes
 
 A, B, C = Job("a"), Job("b"), Job("c")
 
@@ -54,12 +58,88 @@ def test_a_job_survives_its_short_form(job: Job) -> None:
         b'{"job": ["a"]}',
         b'{"series": [], "scope": {"colour": "red"}}',
         b'{"series": [], "scope": 5}',
+        b'{"series": [' * 100 + b"]}" * 100,
+        b'{"series": [' * 500 + b"]}" * 500,
+        b'{"series": [' * 9999 + b"]}" * 9999,
+        b'{"series": [{"__type__": "decimal", "__value__": "x"}]}',
         b"\xff\xfe",
     ],
 )
 def test_what_is_not_a_plan_is_a_corrupt_record(data: bytes) -> None:
     with pytest.raises(CorruptRecord):
         plan.loads(data)
+
+
+@given(st.binary())
+def test_any_bytes_are_a_plan_or_a_corrupt_record(data: bytes) -> None:
+    with suppress(CorruptRecord):
+        plan.loads(data)
+
+
+@given(any_json)
+def test_any_json_is_a_plan_or_a_corrupt_record(value: Any) -> None:
+    with suppress(CorruptRecord):
+        plan.loads(orjson.dumps(value))
+
+
+@given(plans(job=jobs(), max_leaves=8, narrow=True), st.data())
+def test_a_plan_with_a_mistake_in_it(root: Series, data: st.DataObject) -> None:
+    with suppress(CorruptRecord):
+        plan.loads(orjson.dumps(data.draw(mutated(orjson.loads(plan.dumps(root))))))
+
+
+@given(plans(job=jobs(), max_leaves=8, built=True, narrow=True))
+def test_a_plan_for_people_is_the_plan(root: Series) -> None:
+    again = plan.from_dict(orjson.loads(orjson.dumps(plan.to_dict(root))), lambda task: False)
+    assert plan.to_dict(again) == plan.to_dict(root)
+
+
+@given(any_json)
+def test_any_json_is_a_clutch_or_an_invalid_step(value: Any) -> None:
+    app = make_app()
+    for each in (value, {"clutch": value}):
+        with suppress(InvalidStep):
+            Clutch.from_json(orjson.dumps(each).decode(), app=app)
+
+
+@given(plans(job=jobs(), max_leaves=8, narrow=True), st.data())
+def test_a_clutch_with_a_mistake_in_it(root: Series, data: st.DataObject) -> None:
+    whole = {"clutch": plan.to_dict(root), "name": "n", "tags": ["a"], "data": {"k": 1}}
+    value = data.draw(mutated({**whole, "expires": 5}))
+    with suppress(InvalidStep):
+        Clutch.from_json(orjson.dumps(value).decode(), app=make_app())
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_clutch_or_an_invalid_step(text: str) -> None:
+    with suppress(InvalidStep):
+        Clutch.from_json(text, app=make_app())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"series": [], "scope": {"on_failure": "x"}},
+        {"series": [], "scope": {"on_failure": 5}},
+        {"series": [], "scope": {"on_failure": {"task": 5}}},
+        {"series": [], "scope": {"queue": 5}},
+        {"parallel": [{"task": "t"}], "limit": 0},
+        {"task": "t", "args": 5},
+        {"task": "t", "colour": 5},
+        "task",
+        ["task"],
+    ],
+)
+def test_what_is_not_a_clutch_is_an_invalid_step(body: Any) -> None:
+    with pytest.raises(InvalidStep):
+        Clutch.from_json({"clutch": body}, app=make_app())
+
+
+def test_a_clutch_that_is_too_deep_is_an_invalid_step() -> None:
+    for depth in (100, 450):
+        text = '{"clutch": ' + '{"series": [' * depth + "]}" * depth + "}"
+        with suppress(InvalidStep, PlanTooDeep):
+            Clutch.from_json(text, app=make_app())
 
 
 def test_an_argument_without_a_json_form_is_refused() -> None:

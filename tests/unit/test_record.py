@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -18,7 +19,7 @@ from celery_clutch.errors import CorruptRecord
 from celery_clutch.model.plan import Scope
 from celery_clutch.stores.base import Record
 
-from .strategies import scopes, texts, words
+from .strategies import any_json, handlers, mutated, scopes, texts, words
 
 addresses = st.lists(st.integers(0, 12), min_size=1, max_size=4).map(
     lambda path: ".".join(map(str, path))
@@ -30,15 +31,29 @@ parents = st.builds(
     task_id=words,
     attempt=st.integers(1, 9),
     quiet=st.booleans(),
+    shares=st.booleans(),
 )
 metas = st.builds(
     Meta,
     jobs=st.integers(0, 99),
-    last=words,
+    last=words | st.lists(addresses, max_size=3),
     name=st.none() | texts,
     tags=st.lists(words, max_size=3).map(tuple),
     scopes=st.dictionaries(addresses, scopes(), max_size=3),
     parent=st.none() | parents,
+    expires=st.floats(0, 2e9),
+    context=st.dictionaries(words, words, max_size=2),
+    nonce=words | st.just(""),
+    awaited=st.none() | handlers(),
+)
+held = st.builds(
+    Held,
+    value=st.binary(max_size=20),
+    runs=st.lists(words, max_size=2).map(tuple),
+    changes=st.dictionaries(words, st.none() | texts.map(str.encode), max_size=2),
+    info=texts.map(str.encode),
+    links=st.lists(handlers(), max_size=2).map(tuple),
+    replaced=st.booleans(),
 )
 
 FAILURE = Failure("0", "t", "id", "ValueError", "no", "tb", 1, True, "2024-01-01T00:00:00+00:00")
@@ -51,8 +66,8 @@ def run_record(failures: dict[str, Any] | None = None, **changes: Any) -> Record
         meta=Meta(jobs=3, last="2", name="nightly", tags=("a", "b")).dumps(),
         state=State.RUNNING,
         generation=1,
+        jobs=3,
         remaining=2,
-        done=1,
         failing=0,
         dead=0,
         created_at=0.0,
@@ -87,12 +102,31 @@ def test_meta_survives_json(meta: Meta) -> None:
         b'{"jobs": 1, "last": "0", "scopes": {"": {"colour": 1}}}',
         b'{"jobs": 1, "last": "0", "parent": {"task": "t"}}',
         b'{"jobs": 1, "last": "0", "tags": 5}',
+        b'{"jobs": 1, "last": 5}',
         b'{"jobs": 1, "last": "0", "scopes": [1]}',
     ],
 )
 def test_what_is_not_meta_is_a_corrupt_record(data: bytes) -> None:
     with pytest.raises(CorruptRecord):
         Meta.loads(data)
+
+
+@given(st.binary())
+def test_any_bytes_are_meta_or_a_corrupt_record(data: bytes) -> None:
+    with suppress(CorruptRecord):
+        Meta.loads(data)
+
+
+@given(any_json)
+def test_any_json_is_meta_or_a_corrupt_record(value: Any) -> None:
+    with suppress(CorruptRecord):
+        Meta.loads(orjson.dumps(value))
+
+
+@given(metas, st.data())
+def test_meta_with_a_mistake_in_it(meta: Meta, data: st.DataObject) -> None:
+    with suppress(CorruptRecord):
+        Meta.loads(orjson.dumps(data.draw(mutated(orjson.loads(meta.dumps())))))
 
 
 def test_the_scope_at_an_address_is_that_of_the_nearest_subtree() -> None:
@@ -116,6 +150,38 @@ def test_the_scope_at_an_address_is_that_of_the_nearest_subtree() -> None:
 def test_an_inner_scope_without_anything_hides_the_one_around_it() -> None:
     meta = Meta(1, "0", scopes={"": Scope(queue="a"), "0": Scope()})
     assert Meta.loads(meta.dumps()).scope("0") == Scope()
+
+
+def test_the_ends_that_somebody_is_told_of() -> None:
+    everything = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+    handler = {"task": "t"}
+    assert Meta(1, "0").ends() == ()
+    assert Meta(1, "0", scopes={"": Scope(on_success=handler)}).ends() == (State.SUCCEEDED,)
+    assert Meta(1, "0", scopes={"0": Scope(on_success=handler)}).ends() == ()
+    assert Meta(1, "0", scopes={"0": Scope(on_death=handler)}).ends() == (State.FAILED,)
+    assert Meta(1, "0", awaited=handler).ends() == everything
+
+
+# --- held ---------------------------------------------------------------------------------
+
+
+@given(held)
+def test_held_survives(found: Held) -> None:
+    assert Held.loads(found.dumps()) == found
+
+
+@given(st.binary())
+def test_any_bytes_are_held_or_a_corrupt_record(data: bytes) -> None:
+    with suppress(CorruptRecord):
+        Held.loads(data)
+
+
+@given(held, st.data())
+def test_held_with_a_mistake_in_it(found: Held, data: st.DataObject) -> None:
+    head = orjson.loads(found.dumps().partition(b"\n")[0])
+    for value in (data.draw(any_json), data.draw(mutated(head))):
+        with suppress(CorruptRecord):
+            Held.loads(orjson.dumps(value) + b"\n5")
 
 
 # --- status -------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery import Celery, Task, chain
+from celery.signals import before_task_publish
 
 from celery_clutch import (
     Clutch,
@@ -20,10 +22,10 @@ from celery_clutch import (
     series,
     signals,
 )
-from celery_clutch.compile.record import Held
 from celery_clutch.errors import BuildError, ClutchExpired, ClutchTimeout, InvalidStep
 from celery_clutch.extend import observers
 from celery_clutch.extend.plugins import runtime
+from celery_clutch.stores.base import Attempted, Barrier, Completion, Turn
 from celery_clutch.sweep import sweep
 from celery_clutch.testing import embedded
 
@@ -146,76 +148,108 @@ def idle(app: Celery) -> Any:
     return app
 
 
-def finish(app: Celery, run: ClutchResult, at: str) -> None:
-    """Do what a worker does for a job, and lose what follows."""
+def begin(app: Celery, run: ClutchResult, at: str, owner: str = "me") -> None:
+    """Do what a worker does when it gets a job."""
     store = runtime(app).store
-    store.begin(run.id, at, at, run.status().generation, 5)
-    store.complete(run.id, at, at, b"1", generation=0, token=at, info=b"{}")
+    store.renew([owner], 1000)
+    receipts = [key for key in run.record().due if key in ("page 0", f"job 0 {at}")]
+    store.begin(run.id, at, 0, owner=owner, limit=5, page="0", receipts=receipts)
 
 
-def test_a_gap_is_found_and_healed_once(idle: Any) -> None:
+def finish(app: Celery, run: ClutchResult, at: str, **more: Any) -> None:
+    """Do what a worker does for a job, and lose what follows."""
+    begin(app, run, at)
+    runtime(app).store.complete(Completion(run.id, at, 0, b"1", info=b"{}", **more))
+
+
+def sent(app: Celery, run: ClutchResult) -> list[str]:
+    """Sweep, and say which jobs of the run were sent."""
+    found: list[str] = []
+
+    def note(headers: Any = None, **_: Any) -> None:
+        job = headers.get("clutch") or {}
+        if job.get("run") == run.id:
+            found.append(job["at"])
+
+    before_task_publish.connect(note, weak=False)
+    try:
+        swept = sweep(app, grace=0)
+    finally:
+        before_task_publish.disconnect(note)
+    assert (run.id in swept) is bool(found)
+    return sorted(found)
+
+
+def test_a_lost_message_is_sent_again_and_waits_longer(idle: Any) -> None:
     run = series(parallel(idle.Job.s(), idle.Job.s()), idle.Job.s()).engage()
-    assert sweep(idle, grace=0) == [], "nothing has been done: perhaps a long queue"
+    assert sweep(idle, grace=60) == []
+    assert sent(idle, run) == ["0.0", "0.1"], "nothing of it has begun"
     finish(idle, run, "0.0")
-    assert sweep(idle, grace=0) == []
-    finish(idle, run, "0.1")
+    finish(idle, run, "0.1", barriers=(Barrier("0", 1, "page 1"),))
     assert sweep(idle, grace=60) == []
     assert idle.tasks["celery_clutch.sweep"].apply(kwargs={"grace": 0}).get() == [run.id]
-    assert run.status().generation == 1
+    assert run.status().generation == 0, "in the same generation"
+    assert run.record().due["page 1"].tries == 1
     assert sweep(idle, grace=30) == [], "each time it waits longer"
 
 
 def test_what_is_under_way_is_left_alone(idle: Any) -> None:
-    run = series(idle.Job.s(), parallel(idle.Job.s(), idle.Job.s()), idle.Job.s()).engage()
-    finish(idle, run, "0")
-    runtime(idle).store.begin(run.id, "1.0", "1.0", 0, 5)
-    assert sweep(idle, grace=0) == []
+    run = parallel(idle.Job.s(), idle.Job.s()).engage()
+    begin(idle, run, "0.0")
+    begin(idle, run, "0.1")
+    assert sent(idle, run) == []
     assert sweep(idle, grace=0, silent_for=60) == []
     assert sweep(idle, grace=0, silent_for=0) == [run.id]
 
 
-def test_a_job_that_waits_for_a_nested_run_is_under_way(idle: Any) -> None:
-    run = series(idle.Job.s(), idle.Job.s(), idle.Job.s()).engage()
-    nested = Clutch(idle.Job.s()).engage()
-    finish(idle, run, "0")
-    store = runtime(idle).store
-    store.begin(run.id, "1", "1", 0, 5)
-    store.hold(run.id, "1", Held(b"1", (nested.id,)).dumps())
-    assert sweep(idle, grace=0) == [], "the nested run may be far back in a queue"
-    finish(idle, nested, "0")
-    assert sweep(idle, grace=0) == [run.id], "what completes the job was lost"
+def test_a_job_whose_owner_has_died(idle: Any) -> None:
+    run = parallel(idle.Job.s(), idle.Job.s()).engage()
+    begin(idle, run, "0.0", "victim")
+    begin(idle, run, "0.1")
+    runtime(idle).store.retire(["victim"])
+    runtime(idle).store.renew(["other"], 1e-9)
+    assert sent(idle, run) == ["0.0"]
+
+
+def test_a_message_that_has_arrived_and_was_lost(idle: Any) -> None:
+    run = parallel(idle.Job.s(), idle.Job.s(), idle.Job.s()).engage()
+    finish(idle, run, "0.0")
+    begin(idle, run, "0.1")
+    assert sent(idle, run) == ["0.2"], "the look through a quiet run"
+
+
+def test_what_has_a_time_is_left_alone_until_then(idle: Any) -> None:
+    run = series(idle.Job.s(), idle.Job.s()).engage(countdown=3600)
+    assert sent(idle, run) == []
+    other = series(idle.Job.s(), idle.Job.s()).engage()
+    begin(idle, other, "0")
+    failed = Attempted(other.id, "0", 0, b"{}", 1, False, retry=("job 0 0", time.time() + 3600))
+    runtime(idle).store.fail(failed)
+    assert sent(idle, other) == []
 
 
 def test_a_task_of_somebody_else_may_be_under_way(idle: Any) -> None:
     @idle.task(name="theirs", base=Task)
     def theirs() -> None: ...
 
-    run = series(idle.Job.s(), theirs.si(), idle.Job.s()).engage()
-    finish(idle, run, "0")
-    assert sweep(idle, grace=0) == [], "nobody can tell whether it has begun"
-    finish(idle, run, "1")
-    assert sweep(idle, grace=0) == [run.id], "what follows it can tell"
+    run = series(parallel(theirs.si(), idle.Job.s()), idle.Job.s()).engage()
+    finish(idle, run, "0.1")
+    assert sent(idle, run) == [], "nobody can tell whether it has begun"
 
 
-def test_branches_that_are_done_wait_for_the_others(idle: Any) -> None:
-    branch = series(idle.Job.s(), idle.Job.s())
-    run = series(parallel(branch, idle.Job.s()), idle.Job.s()).engage()
-    finish(idle, run, "0.0.0")
-    runtime(idle).store.complete(run.id, "0.0.1", "0.0", b"1", generation=0, token="t", info=b"{}")
-    assert sweep(idle, grace=0) == [], "the other branch may be far back in a queue"
-
-
-def test_a_lane_that_stopped_is_a_gap(idle: Any) -> None:
+def test_a_narrow_parallel_goes_on(idle: Any) -> None:
     branches = [idle.Job.s() for _ in range(4)]
     run = series(parallel(branches, max_concurrency=2), idle.Job.s()).engage()
-    finish(idle, run, "0.0")
-    assert sweep(idle, grace=0) == [run.id]
+    turn = Turn("0", "0.0", 2, 4)
+    finish(idle, run, "0.0", barriers=(Barrier("0.0", 1, turn=turn),))
+    begin(idle, run, "0.1")
+    assert sent(idle, run) == ["0.2"]
 
 
 def test_a_run_past_its_deadline_is_failed(idle: Any) -> None:
     run = Clutch(idle.Job.s(), idle.Job.s(), expires=0.001).engage()
     while run.state is State.RUNNING:
-        assert sweep(idle, grace=0) == []
+        sweep(idle, grace=0)
     with pytest.raises(ClutchExpired):
         run.get(timeout=1)
     assert idle.tasks["celery_clutch.prune"].apply().get() == 0

@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from celery_clutch.errors import StoreUnavailable
 from celery_clutch.model.status import State
-from celery_clutch.stores.base import Missing, ResultStore
+from celery_clutch.stores.base import Due, Lease, Missing, ResultStore, listed
 from celery_clutch.stores.memory import MemoryStore
 from celery_clutch.testing import StoreContract
 
@@ -21,9 +23,6 @@ class Inherits(MemoryStore):
     """A store whose author wrote the primitives only."""
 
     wait = ResultStore.wait
-    wait_async = ResultStore.wait_async
-    peek = ResultStore.peek
-    finished = ResultStore.finished
 
 
 class TestInherited(StoreContract):
@@ -140,3 +139,31 @@ def test_every_primitive_says_what_it_guarantees() -> None:
         return [name for name in names if not (getattr(ResultStore, name).__doc__ or "").strip()]
 
     assert undocumented(ResultStore.__abstractmethods__) == []
+
+
+times = st.floats(0, 1e11)
+words = st.text(st.characters(min_codepoint=33, exclude_categories=["Cs", "Zs"]), min_size=1)
+
+
+@given(times, st.integers(0), st.text())
+def test_what_is_due_is_read_as_it_was_written(since: float, tries: int, cause: str) -> None:
+    due = Due(since, tries, cause)
+    assert Due.loads(due.dumps()) == due
+
+
+@given(words, st.integers(0), st.integers(0), times, st.text())
+def test_a_lease_is_read_as_it_was_written(
+    owner: str, turn: int, lapses: int, started_at: float, page: str
+) -> None:
+    lease = Lease(owner, turn, lapses, started_at, page)
+    assert Lease.loads(lease.dumps()) == lease
+
+
+def test_listed_goes_through_all_pages() -> None:
+    store = MemoryStore()
+    for number in range(7):
+        store.create(f"r{number}", b"", {}, number % 2)
+    assert {each.run for each in listed(store, 2)} == {f"r{number}" for number in range(7)}
+    running = {each.run for each in listed(store, 2, state=State.RUNNING)}
+    assert running == {"r1", "r3", "r5"}
+    assert list(listed(MemoryStore())) == []

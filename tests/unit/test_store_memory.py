@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from celery_clutch.extend.plugins import Plugins
 from celery_clutch.extend.settings import Settings
 from celery_clutch.model.status import State
-from celery_clutch.stores.base import StoreOptions
+from celery_clutch.stores.base import Completion, StoreOptions
 from celery_clutch.stores.memory import MemoryStore
 
 
@@ -54,5 +54,5 @@ def test_many_waiting_threads_wake_up_together() -> None:
     with ThreadPoolExecutor(10) as pool:
         waiting = [pool.submit(wait) for _ in range(10)]
         ready.wait(10)
-        store.complete("r", "0", "0", b"", generation=0, token="t")
+        store.complete(Completion("r", "0", 0, b""))
         assert {each.result(10) for each in waiting} == {State.SUCCEEDED}

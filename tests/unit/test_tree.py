@@ -12,7 +12,7 @@ from celery_clutch.handle import tree
 from celery_clutch.model import graph, plan
 from celery_clutch.model.plan import Job
 from celery_clutch.model.status import Failure, State
-from celery_clutch.stores.base import Execution, Record
+from celery_clutch.stores.base import Execution, Lease, Record
 
 PLAN = plan.series(
     [
@@ -41,13 +41,14 @@ def build(
     nested: Any = None,
     **changes: Any,
 ) -> tree.Tree:
+    jobs = changes.pop("done", 0) + 1
     values: dict[str, Any] = {
         "run": "run-1",
         "meta": Meta(root.size, "", "photos").dumps(),
         "state": State.RUNNING,
         "generation": 0,
+        "jobs": jobs,
         "remaining": 1,
-        "done": 0,
         "failing": 0,
         "dead": 0,
         "created_at": NOW,
@@ -56,6 +57,10 @@ def build(
         **changes,
     }
     return tree.build(root, Record(**values), executions or {}, nested)
+
+
+def begun(at: float) -> Execution:
+    return Execution(Lease("owner", started_at=at))
 
 
 def states(found: tree.Tree) -> dict[str, str]:
@@ -70,7 +75,7 @@ def shown(line: tree.Line, indent: str = "") -> list[str]:
 def test_the_state_of_every_node() -> None:
     executions = {
         "0": done(attempt=2, start=NOW, seconds=0.25),
-        "1.0": Execution(1, NOW),
+        "1.0": begun(NOW),
         "1": Execution(info=b""),  # the internal step that ends a parallel
     }
     failures = {"0": failure("0"), "1.1.0": failure("1.1.0")}
@@ -98,9 +103,9 @@ def test_what_is_known_of_an_attempt() -> None:
         return next(build(executions={"0": execution}, failures=failures or {}).walk()).timing()
 
     assert timing(Execution()) == (None, None, None)
-    assert timing(Execution(1, NOW)) == (1, NOW, None)
+    assert timing(begun(NOW)) == (1, NOW, None)
     assert timing(Execution(), {"0": failure("0", attempt=2)}) == (2, None, None)
-    assert timing(Execution(1, NOW), {"0": failure("0", attempt=2)}) == (3, NOW, None)
+    assert timing(begun(NOW), {"0": failure("0", attempt=2)}) == (3, NOW, None)
     assert timing(done(attempt=2, start=NOW, seconds=1.5)) == (2, NOW, 1.5)
     for info in (b"", b"{}", b"[1]", b"nonsense"):
         assert timing(Execution(info=info)) == (None, None, None)
@@ -109,8 +114,8 @@ def test_what_is_known_of_an_attempt() -> None:
 def test_lines() -> None:
     executions = {
         "0": done(attempt=2, start=NOW, seconds=0.25),
-        "1.0": Execution(1, NOW - 90),
-        "1.1.0": Execution(1, NOW),
+        "1.0": begun(NOW - 90),
+        "1.1.0": begun(NOW),
     }
     failures = {
         "1.1.0": failure("1.1.0", message="first\nsecond"),
@@ -135,7 +140,7 @@ def test_lines() -> None:
 def test_a_wide_parallel_shows_what_is_in_trouble_or_running() -> None:
     wide = plan.series([plan.parallel([Job("a")] * 3000)])
     executions = {f"0.{index}": done() for index in range(2990)}
-    executions["0.2991"] = Execution(1, NOW)
+    executions["0.2991"] = begun(NOW)
     failures = {f"0.{index}": failure(f"0.{index}") for index in (2995, 2996)}
     found = build(wide, executions, failures=failures)
     assert [line.strip() for line in shown(tree.lines(found, NOW))[1:]] == [

@@ -1,89 +1,108 @@
--- KEYS: record, pages, results, marks, jobs, data, members
--- ARGV: address, slot, value, generation, token, job (1 or 0), ttl ms, result ttl ms, channels,
---       info, step or '', member, width, barrier or '', width,
+-- ARGV: ..., address, value, token, info, what is next or '', since when,
+--       step, member, width (0: none),
+--       how many barriers, (name, width, then or '', step, member, width (0: none),
+--         parallel, branch, limit, width (0: none))...,
 --       (key of a change, 1 to set or 0 to delete, value)...
--- Returns {remaining or -1, fresh, succeeded, report, settled, joined}.
-local run = redis.call('HMGET', KEYS[1], 'state', 'gen', 'left')
-local state, left = run[1], tonumber(run[3])
-if not state then
-  return {-1, 0, 0, 0, 0, 0}
+-- Returns {remaining or -1, fresh, generation, succeeded, settled, due, pages}; nil if locked.
+local head = read_head()
+if not head then
+  return {-1, 0, 0, 0, {}, {}, {}}
 end
-local address, token, current = ARGV[1], ARGV[5], ARGV[4] == run[2]
-local step, barrier = ARGV[11], ARGV[14]
-local counts = barrier ~= '' and current -- whether the slot is to be counted in the barrier
-local succeeded, report, settled, joined = 0, 0, 0, 0
-local fresh = redis.call('HSETNX', KEYS[3], ARGV[2], ARGV[3])
-if fresh == 1 then
-  left = redis.call('HINCRBY', KEYS[1], 'left', -1)
-  local clock = redis.call('TIME')
-  local now = clock[1] .. '.' .. string.format('%06d', clock[2])
-  if ARGV[6] == '1' then
-    redis.call('HINCRBY', KEYS[1], 'done', 1)
+if locked(head.lock) then
+  return false
+end
+local address, token = ARGV[4], ARGV[6]
+local event = {head = head, cause = address, made = {}, settled = {}}
+
+local function answer(fresh, due)
+  local succeeded = head.state == 'SUCCEEDED' and token ~= '' and head.ender == token
+  return {head.left, fresh, head.generation, succeeded and 1 or 0, event.settled, due,
+    pages_of(due)}
+end
+
+-- The job has its result: its failure no longer counts.
+local function finish(failure)
+  local attempt, final, _, rest = failure_flags(failure)
+  count(head, final, -1)
+  redis.call('HSET', MARKS, 'failure:' .. address, attempt .. (final and ' 1 1' or ' 0 1') .. rest)
+  if head.state == 'FAILED' and head.dead == 0 then
+    head.state, head.ender, head.ended = 'RUNNING', '', ''
   end
-  -- The generation in which the slot was counted stands before the info.
-  redis.call('HSET', KEYS[5], address, '!' .. (counts and run[2] or '') .. ' ' .. ARGV[10])
-  redis.call('HDEL', KEYS[4], 'held:' .. address)
-  for i = 16, #ARGV, 3 do
-    if ARGV[i + 1] == '1' then
-      redis.call('HSET', KEYS[6], ARGV[i], ARGV[i + 2])
-    else
-      redis.call('HDEL', KEYS[6], ARGV[i])
-    end
-  end
-  local attempt = redis.call('HGET', KEYS[4], 'attempt:' .. address)
-  if attempt and redis.call('HSETNX', KEYS[4], 'finished:' .. address, '1') == 1 then
-    redis.call('HINCRBY', KEYS[1], attempt % 2 == 1 and 'dead' or 'failing', -1)
-    if state == 'FAILED' and redis.call('HGET', KEYS[1], 'dead') == '0' then
-      state = 'RUNNING'
-      redis.call('HSET', KEYS[1], 'state', state)
-      redis.call('HDEL', KEYS[1], 'ended')
-    end
-  end
-  redis.call('HSET', KEYS[1], 'updated', now)
-  if left == 0 and state == 'RUNNING' then
-    state, succeeded = 'SUCCEEDED', 1
-    redis.call('HSET', KEYS[1], 'state', state, 'ended', now, 'ender', token)
-    redis.call('PUBLISH', ARGV[9] .. 'ended', state)
-  end
-  redis.call('PUBLISH', ARGV[9] .. 'changed', address)
-else
-  if state == 'SUCCEEDED' and redis.call('HGET', KEYS[1], 'ender') == token then
-    succeeded = 1
-  end
-  if counts then
-    local known = redis.call('HGET', KEYS[5], address) or ''
-    local before, info = known:match('^!(%d*) (.*)$')
-    counts = before ~= run[2]
-    if counts then
-      redis.call('HSET', KEYS[5], address, '!' .. run[2] .. ' ' .. (info or ''))
+end
+
+-- What was put away for the job, and what was reported to it, is over.
+local function drop_checkpoint()
+  redis.call('HDEL', MARKS, 'held:' .. address)
+  local start = 'child:' .. address .. ' '
+  for _, mark in ipairs(redis.call('HKEYS', MARKS)) do
+    if mark:sub(1, #start) == start then
+      redis.call('HDEL', MARKS, mark)
     end
   end
 end
-if counts then
-  if redis.call('HINCRBY', KEYS[4], 'joined:' .. barrier, 1) == tonumber(ARGV[15]) then
-    redis.call('HSET', KEYS[4], 'opener:' .. barrier, address)
-    joined = 1
+
+local function open(at)
+  if ARGV[at + 5] ~= '0' then
+    settle(event, ARGV[at + 3], ARGV[at + 4], number(ARGV[at + 5]))
   end
-elseif barrier ~= '' and current and
-    redis.call('HGET', KEYS[4], 'opener:' .. barrier) == address then
-  joined = 1
-end
-if step ~= '' and current then
-  if redis.call('SADD', KEYS[7], step .. '/' .. ARGV[12]) == 1 then
-    redis.call('HINCRBY', KEYS[4], 'settled:' .. step, 1)
+  if ARGV[at + 9] ~= '0' then
+    take_turn(event, ARGV[at + 6], ARGV[at + 7], number(ARGV[at + 8]), number(ARGV[at + 9]))
   end
-  local marks = redis.call('HMGET', KEYS[4], 'settled:' .. step, 'failed:' .. step)
-  if tonumber(marks[1]) >= tonumber(ARGV[13]) then
-    redis.call('HSETNX', KEYS[4], 'full:' .. step, token)
-    settled = redis.call('HGET', KEYS[4], 'full:' .. step) == token and 1 or 0
-    if marks[2] then
-      redis.call('HSETNX', KEYS[4], 'reported:' .. step, token)
-      report = redis.call('HGET', KEYS[4], 'reported:' .. step) == token and 1 or 0
-    end
+  if ARGV[at + 2] ~= '' and head.state ~= 'CANCELLED' then
+    put_due(event, ARGV[at + 2], event.now)
   end
 end
-local ttl = state == 'RUNNING' and ARGV[7] or ARGV[8]
-for _, key in ipairs(KEYS) do
-  redis.call('PEXPIRE', key, ttl)
+
+if redis.call('HSETNX', RESULTS, address, ARGV[5]) == 0 then
+  return answer(0, due_of(address))
 end
-return {left, fresh, succeeded, report, settled, joined}
+event.now = clock()
+local marks = redis.call('HMGET', MARKS, 'failure:' .. address, 'held:' .. address)
+redis.call('HSET', JOBS, address, ARGV[7])
+redis.call('HDEL', LEASES, address)
+if marks[2] then
+  drop_checkpoint()
+end
+local changes = 14 + 10 * ARGV[13]
+for i = changes, #ARGV, 3 do
+  if ARGV[i + 1] == '1' then
+    redis.call('HSET', DATA, ARGV[i], ARGV[i + 2])
+  else
+    redis.call('HDEL', DATA, ARGV[i])
+  end
+end
+if marks[1] and (head.failing ~= 0 or head.dead ~= 0) then
+  finish(marks[1])
+end
+if ARGV[9] ~= '' and head.state ~= 'CANCELLED' then
+  put_due(event, ARGV[8], ARGV[9])
+end
+if ARGV[12] ~= '0' then
+  settle(event, ARGV[10], ARGV[11], number(ARGV[12]))
+end
+for i = 14, changes - 1, 10 do
+  local width = number(ARGV[i + 1])
+  if width == 1 or redis.call('HINCRBY', MARKS, 'barrier:' .. ARGV[i], 1) == width then
+    open(i)
+  end
+end
+head.left = head.left - 1
+if head.left == 0 and head.state == 'RUNNING' then
+  end_run(event, 'SUCCEEDED', token)
+end
+local fields = {'left', head.left}
+if marks[1] then
+  for _, name in ipairs({'failing', 'dead'}) do
+    fields[#fields + 1] = name
+    fields[#fields + 1] = head[name]
+  end
+end
+if head.ended then
+  for _, name in ipairs({'state', 'ender', 'ended'}) do
+    fields[#fields + 1] = name
+    fields[#fields + 1] = head[name]
+  end
+end
+save(head, fields, event.now)
+redis.call('PUBLISH', ARGV[3] .. 'changed', address)
+return answer(1, names(event.made))

@@ -1,26 +1,31 @@
--- KEYS: record, pages, results, marks, jobs, data, members
--- ARGV: meta, units, name, tags (JSON), ttl ms, result ttl ms, jobs, how many pages,
---       (page key, page)..., (data key, data)...
--- Returns 1, or 0 if the run exists.
-local clock = redis.call('TIME')
-local now = clock[1] .. '.' .. string.format('%06d', clock[2])
-if redis.call('HSETNX', KEYS[1], 'gen', '0') == 0 then
-  return 0
+-- KEYS: ..., and where one script may write both, the index of runs
+-- ARGV: ..., run, ms after which runs may have expired, state,
+--       how many fields, (field of the run, value)..., (number of a key, field, value)...
+-- Returns nil if the run exists, else {when it was created, runs that may have expired...}.
+local now = clock()
+if redis.call('HSETNX', RUN, 'created', now) == 0 then
+  return false
 end
 -- A server that evicts keys may have left some of an older run.
-redis.call('DEL', KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
-local state, ttl = 'RUNNING', ARGV[5]
-if ARGV[2] == '0' then
-  state, ttl = 'SUCCEEDED', ARGV[6]
-  redis.call('HSET', KEYS[1], 'ended', now)
+redis.call('DEL', unpack(KEYS, 2, OWN))
+for i = 2, OWN do
+  redis.call('HSET', KEYS[i], SENTINEL, '')
 end
-redis.call('HSET', KEYS[1], 'state', state, 'left', ARGV[2], 'done', 0, 'failing', 0, 'dead', 0,
-  'created', now, 'updated', now, 'meta', ARGV[1], 'name', ARGV[3], 'tags', ARGV[4], 'jobs', ARGV[7])
-local pages = 8 + 2 * ARGV[8]
-for i = 9, #ARGV, 2 do
-  redis.call('HSET', i < pages and KEYS[2] or KEYS[6], ARGV[i], ARGV[i + 1])
+local fields = {'ended', ARGV[6] == 'RUNNING' and '' or now}
+local rows = 8 + 2 * ARGV[7]
+for i = 8, rows - 1 do
+  fields[#fields + 1] = ARGV[i]
 end
-for _, key in ipairs(KEYS) do
-  redis.call('PEXPIRE', key, ttl)
+for i = rows, #ARGV, 3 do
+  redis.call('HSET', KEYS[number(ARGV[i])], ARGV[i + 1], ARGV[i + 2])
 end
-return 1
+save({state = ARGV[6], version = 0, expires = 0}, fields, now)
+local index = KEYS[OWN + 1]
+if not index then
+  return {now}
+end
+redis.call('ZADD', index, now, ARGV[4])
+-- Longer than any of its runs, unless nothing is engaged for all that time.
+redis.call('PEXPIRE', index, 2 * math.max(ARGV[1], ARGV[2]))
+local horizon = string.format('%.6f', now - ARGV[5] / 1000)
+return {now, unpack(redis.call('ZRANGEBYSCORE', index, '-inf', horizon, 'LIMIT', 0, 10))}

@@ -1,64 +1,83 @@
--- KEYS: record, pages, results, marks, jobs, data, members
--- ARGV: address, slot, failure, generation, token, attempt, final (1 or 0), ttl ms, result ttl ms,
---       channels, (step, member, width, loud (1 or 0))...
--- Returns {recorded, died, (1 to report it + 2 if settled, for each step)...}.
-local run = redis.call('HMGET', KEYS[1], 'state', 'gen', 'ender')
-local state = run[1]
-if not state or run[2] ~= ARGV[4] then
-  return {0, 0}
+-- ARGV: ..., address, generation, failure, attempt, final (1 or 0), token, retry or '', since when,
+--       how many steps, (step, member, width, loud (1 or 0))...,
+--       (parallel, branch, limit, width)...
+-- Returns {recorded, died, settled, due, pages}; nil if locked.
+local head = read_head()
+if not head then
+  return {0, 0, {}, {}, {}}
 end
-local address, token, final = ARGV[1], ARGV[5], ARGV[7] == '1'
-local answer = {0, 0}
-if state == 'FAILED' and run[3] == token then
-  answer[2] = 1
+if locked(head.lock) then
+  return false
 end
-local code = ARGV[6] * 2 + ARGV[7]
-local known = redis.call('HGET', KEYS[4], 'attempt:' .. address)
-if not known or tonumber(known) < code then
-  answer[1] = 1
-  local clock = redis.call('TIME')
-  local now = clock[1] .. '.' .. string.format('%06d', clock[2])
-  redis.call('HSET', KEYS[4], 'attempt:' .. address, code, 'failure:' .. address, ARGV[3])
-  if (redis.call('HGET', KEYS[5], address) or '!'):sub(1, 1) ~= '!' then
-    redis.call('HDEL', KEYS[5], address)
-  end
-  redis.call('HSET', KEYS[1], 'updated', now)
-  if redis.call('HEXISTS', KEYS[3], ARGV[2]) == 1 then
-    redis.call('HSET', KEYS[4], 'finished:' .. address, '1')
-  else
-    if known then
-      redis.call('HINCRBY', KEYS[1], known % 2 == 1 and 'dead' or 'failing', -1)
-    end
-    redis.call('HINCRBY', KEYS[1], final and 'dead' or 'failing', 1)
-    if final and state == 'RUNNING' then
-      state, answer[2] = 'FAILED', 1
-      redis.call('HSET', KEYS[1], 'state', state, 'ended', now, 'ender', token)
-      redis.call('PUBLISH', ARGV[10] .. 'ended', state)
+local address, token, retry = ARGV[4], ARGV[9], ARGV[10]
+local attempt, final = number(ARGV[7]), ARGV[8] == '1'
+local event = {head = head, cause = address, made = {}, settled = {}}
+local known = redis.call('HGET', MARKS, 'failure:' .. address)
+local finished = redis.call('HEXISTS', RESULTS, address) == 1
+
+-- Record a failure that is news.
+local function record()
+  if known then
+    local _, was_final, was_finished = failure_flags(known)
+    if not was_finished then
+      count(head, was_final, -1)
     end
   end
-  redis.call('PUBLISH', ARGV[10] .. 'changed', address)
-end
-for i = 11, #ARGV, 4 do
-  local step, told = ARGV[i], 0
-  if redis.call('SADD', KEYS[7], step .. '/' .. ARGV[i + 1]) == 1 then
-    redis.call('HINCRBY', KEYS[4], 'settled:' .. step, 1)
-  end
-  if ARGV[i + 3] == '1' then
-    redis.call('HSET', KEYS[4], 'failed:' .. step, '1')
-  end
-  local marks = redis.call('HMGET', KEYS[4], 'settled:' .. step, 'failed:' .. step)
-  if tonumber(marks[1]) >= tonumber(ARGV[i + 2]) then
-    redis.call('HSETNX', KEYS[4], 'full:' .. step, token)
-    told = redis.call('HGET', KEYS[4], 'full:' .. step) == token and 2 or 0
-    if marks[2] then
-      redis.call('HSETNX', KEYS[4], 'reported:' .. step, token)
-      told = told + (redis.call('HGET', KEYS[4], 'reported:' .. step) == token and 1 or 0)
+  local flags = attempt .. (final and ' 1 ' or ' 0 ') .. (finished and '1' or '0')
+  redis.call('HSET', MARKS, 'failure:' .. address, flags .. '\n' .. ARGV[6])
+  if not finished then
+    count(head, final, 1)
+    if ARGV[11] ~= '' and not final and head.state ~= 'CANCELLED' then
+      put_due(event, retry, ARGV[11])
+    end
+    if final and head.state == 'RUNNING' then
+      end_run(event, 'FAILED', token)
     end
   end
-  answer[#answer + 1] = told
+  local turns = 13 + 4 * ARGV[12]
+  for i = 13, turns - 1, 4 do
+    settle(event, ARGV[i], ARGV[i + 1], number(ARGV[i + 2]), true, ARGV[i + 3] == '1')
+  end
+  if final and not finished then
+    for i = turns, #ARGV, 4 do
+      take_turn(event, ARGV[i], ARGV[i + 1], number(ARGV[i + 2]), number(ARGV[i + 3]), true)
+    end
+  end
+  local fields = {'failing', head.failing, 'dead', head.dead}
+  if head.ended then
+    for _, name in ipairs({'state', 'ender', 'ended'}) do
+      fields[#fields + 1] = name
+      fields[#fields + 1] = head[name]
+    end
+  end
+  save(head, fields, event.now)
+  redis.call('PUBLISH', ARGV[3] .. 'changed', address)
 end
-local ttl = state == 'RUNNING' and ARGV[8] or ARGV[9]
-for _, key in ipairs(KEYS) do
-  redis.call('PEXPIRE', key, ttl)
+
+local current, news = head.generation == number(ARGV[5]), false
+if current then
+  local before, was_final = 0, false
+  if known then
+    before, was_final = failure_flags(known)
+  end
+  news = before < attempt or before == attempt and final and not was_final
 end
-return answer
+if news then
+  event.now = clock()
+  record()
+end
+local dropped = redis.call('HDEL', LEASES, address) == 1
+if dropped and not news then
+  save(head, {})
+end
+if not current then
+  return {0, 0, {}, {}, {}}
+end
+local due = {}
+for _, key in ipairs(news and names(event.made) or due_of(address)) do
+  if ARGV[11] == '' or key ~= retry then
+    due[#due + 1] = key
+  end
+end
+local died = head.state == 'FAILED' and token ~= '' and head.ender == token
+return {news and 1 or 0, died and 1 or 0, event.settled, due, pages_of(due)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -13,6 +14,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
+from django.db import transaction
 from django.db.models import Count
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
@@ -29,7 +31,7 @@ from celery_clutch.extend.plugins import runtime
 from celery_clutch.handle.tree import Node, build, duration, progress
 
 from .celery_app import celery_app
-from .models import Run, Tag
+from .models import Run
 from .store import DjangoStore
 
 NOT_DONE = (ClutchError, KombuError, OperationalError, OSError)
@@ -48,6 +50,7 @@ _URGENT = ("dead", "failing", "running")
 _ORDER = (*_URGENT, "done", "waiting", "cancelled")
 _PAST = {"cancel": "cancelled", "resume": "resumed"}
 _LIKELY = 20  # names or tags that are offered as filters
+_LATEST = 1000  # runs whose tags are counted for that
 
 
 class StartedFilter(admin.SimpleListFilter):
@@ -72,14 +75,13 @@ class _MostFrequent(admin.SimpleListFilter):
     """The most frequent values, and the one that is chosen."""
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        values = self.values(model_admin.get_queryset(request))
-        found = [value for value, _ in values.order_by("-n")[:_LIKELY]]
+        found = self.values(model_admin.get_queryset(request))
         chosen = self.value()
         if chosen and chosen not in found:
             found.append(chosen)
         return [(value, value) for value in sorted(found)]
 
-    def values(self, runs: Any) -> Any:
+    def values(self, runs: Any) -> list[str]:
         raise NotImplementedError
 
 
@@ -87,9 +89,9 @@ class NameFilter(_MostFrequent):
     title = "name"
     parameter_name = "called"
 
-    def values(self, runs: Any) -> Any:
-        named = runs.filter(name__isnull=False).order_by().values_list("name")
-        return named.annotate(n=Count("pk"))
+    def values(self, runs: Any) -> list[str]:
+        names = runs.filter(name__isnull=False).order_by().values_list("name", flat=True)
+        return list(names.annotate(n=Count("pk")).order_by("-n")[:_LIKELY])
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
         return queryset.filter(name=self.value()) if self.value() else queryset
@@ -99,15 +101,15 @@ class TagFilter(_MostFrequent):
     title = "tag"
     parameter_name = "tagged"
 
-    def values(self, runs: Any) -> Any:
-        tags = Tag.objects.using(runs.db).filter(run__in=runs.order_by().values("pk"))
-        return tags.values_list("tag").annotate(n=Count("pk"))
+    def values(self, runs: Any) -> list[str]:
+        latest = runs.exclude(tags="[]").order_by("-created_at").values_list("tags", flat=True)
+        counted = Counter(tag for tags in latest[:_LATEST] for tag in orjson.loads(tags))
+        return [tag for tag, _ in counted.most_common(_LIKELY)]
 
     def queryset(self, request: HttpRequest, queryset: Any) -> Any:
         if not self.value():
             return queryset
-        tagged = Tag.objects.using(queryset.db).filter(tag=self.value())
-        return queryset.filter(pk__in=tagged.values("run"))
+        return queryset.filter(tags__contains=orjson.dumps(self.value()).decode())
 
 
 @admin.register(Run)
@@ -115,7 +117,7 @@ class RunAdmin(admin.ModelAdmin):
     list_display = ("title", "badge", "bar", "labels", "started", "took")
     list_filter = ("state", NameFilter, TagFilter, StartedFilter)
     list_per_page = 50
-    search_fields = ("run", "name", "tags__tag")
+    search_fields = ("run", "name", "tags")
     search_help_text = "Part of an id, a name or a tag"
     ordering = ("-created_at", "-run")
     show_full_result_count = False
@@ -150,7 +152,7 @@ class RunAdmin(admin.ModelAdmin):
         kept = runs.using(store.alias).filter(
             prefix=store.options.prefix, expires_at__gt=time.time()
         )
-        return kept.defer("meta").prefetch_related("tags")
+        return kept.defer("meta")
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         store = _store()
@@ -189,10 +191,8 @@ class RunAdmin(admin.ModelAdmin):
 
     @admin.display(description="tags")
     def labels(self, run: Run) -> Any:
-        tags = sorted(run.tags.all(), key=lambda tag: tag.position)
-        return format_html_join(
-            " ", '<span class="clutch-tag">{}</span>', ((tag.tag,) for tag in tags)
-        )
+        tags = orjson.loads(run.tags)
+        return format_html_join(" ", '<span class="clutch-tag">{}</span>', ((tag,) for tag in tags))
 
     @admin.display(description="started", ordering="created_at")
     def started(self, run: Run) -> str:
@@ -226,11 +226,10 @@ class RunAdmin(admin.ModelAdmin):
         return super().delete_view(request, object_id, context)
 
     def delete_model(self, request: HttpRequest, obj: Run) -> None:
-        _handle(obj).forget()
+        self._forget(request, [obj])
 
     def delete_queryset(self, request: HttpRequest, queryset: Any) -> None:
-        for run in queryset:
-            _handle(run).forget()
+        self._forget(request, list(queryset))
 
     def get_deleted_objects(
         self, objs: Iterable[Run], request: HttpRequest
@@ -242,21 +241,33 @@ class RunAdmin(admin.ModelAdmin):
     def _steer(
         self, request: HttpRequest, runs: Iterable[Run], verb: str, do: Callable[..., bool]
     ) -> None:
-        steered = left = 0
+        selected = list(runs)
+
+        def steer() -> None:
+            moved = self._each(request, selected, _PAST[verb], do)
+            if done := moved.count(True):
+                self.message_user(request, f"{_runs(done)} {_PAST[verb]}.", messages.SUCCESS)
+            if left := moved.count(False):
+                said = f"{_runs(left)} left alone: there is nothing to {verb}."
+                self.message_user(request, said, messages.WARNING)
+
+        _after_commit(steer)
+
+    def _forget(self, request: HttpRequest, runs: list[Run]) -> None:
+        _after_commit(lambda: self._each(request, runs, "forgotten", ClutchResult.forget))
+
+    def _each(
+        self, request: HttpRequest, runs: Iterable[Run], past: str, do: Callable[..., bool]
+    ) -> list[bool]:
+        """Do something with each of *runs*, and say what could not be done; the other answers."""
+        answers = []
         for run in runs:
             try:
-                moved = do(_handle(run))
+                answers.append(do(_handle(run)))
             except NOT_DONE as exc:
-                problem = f"{run} could not be {_PAST[verb]}: {exc}"
+                problem = f"{run} could not be {past}: {exc}"
                 self.message_user(request, problem, messages.ERROR)
-                continue
-            steered, left = steered + moved, left + (not moved)
-        if steered:
-            said = f"{_runs(steered)} {_PAST[verb]}."
-            self.message_user(request, said, messages.SUCCESS)
-        if left:
-            said = f"{_runs(left)} left alone: there is nothing to {verb}."
-            self.message_user(request, said, messages.WARNING)
+        return answers
 
     # --- the page of a run ------------------------------------------------------------------
 
@@ -346,6 +357,12 @@ class RunAdmin(admin.ModelAdmin):
             current_app=self.admin_site.name,
         )
         return {"run": run, "url": url}
+
+
+def _after_commit(do: Callable[[], object]) -> None:
+    """Call *do* when the transaction of the request, if it has one, is over: what is sent before
+    finds the run as it was. Messages to the user can still be added then."""
+    transaction.on_commit(do, using=_store().alias)
 
 
 def _forget_selected(site: RunAdmin, request: HttpRequest, runs: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 from django.db import transaction
 
 from celery_clutch import Clutch, ClutchResult, Sequence
-from celery_clutch.compile import canvas
 from celery_clutch.errors import InvalidParent
+from celery_clutch.runtime.engage import engage
 
 
 def engage_on_commit(
@@ -38,5 +38,6 @@ def engage_on_commit(
             "engage() it"
         )
     prepared = composed.prepared()
-    transaction.on_commit(lambda: canvas.launch(prepared, options), using=using)
+    named = composed.id is not None
+    transaction.on_commit(lambda: engage(prepared, options, named=named), using=using)
     return ClutchResult(prepared.run, prepared.app)

@@ -3,7 +3,7 @@
 Times are seconds since the epoch, as the store interface has them, so that neither ``USE_TZ`` nor
 the database's time zone has a say in when a run expires.
 
-Whoever changes a run locks its row of `Run` first, so the rows below need no locks of their own.
+Whoever changes a run locks its row of `Run` first, so the rows of `Row` need no locks of their own.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ from django.db import models
 
 from celery_clutch import State
 
-PLACE = 500
-"""The longest address, slot or name of a step: 64 levels of five digits and a dot, with room."""
+KEY = 720
+"""The longest key of a row: an address of up to 500 characters, a blank, and the id of a run."""
 
 
 class Run(models.Model):
-    """One run: what changes as a whole."""
+    """What there is of a run once, and what listings look for."""
 
     id = models.BigAutoField(primary_key=True)
     prefix = models.CharField(max_length=100)
     run = models.CharField("id", max_length=200)
+    meta = models.BinaryField()
     name = models.CharField(max_length=200, null=True)
+    tags = models.TextField(default="[]")  # JSON: a list of texts
+    ends = models.CharField(max_length=50, default="")  # states, separated by blanks
+    jobs = models.IntegerField()
+    remaining = models.IntegerField()
     state = models.CharField(max_length=9, choices=[(each.value, each.value) for each in State])
     generation = models.IntegerField(default=0)
-    remaining = models.IntegerField()
-    jobs = models.IntegerField()
-    done = models.IntegerField(default=0)
     failing = models.IntegerField(default=0)
     dead = models.IntegerField(default=0)
+    ender = models.TextField(default="")  # the token of the execution that ended it
     created_at = models.FloatField()
     updated_at = models.FloatField()
     ended_at = models.FloatField(null=True)
     expires_at = models.FloatField()
-    ender = models.TextField(null=True)  # the token of the call that ended it
-    meta = models.BinaryField()
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["prefix", "run"], name="clutch_django_run")]
@@ -51,121 +52,38 @@ class Run(models.Model):
     def __str__(self) -> str:
         return f"{self.name} ({self.run})" if self.name else str(self.run)
 
-
-class Tag(models.Model):
-    """A tag of a run."""
-
-    id = models.BigAutoField(primary_key=True)
-    run = models.ForeignKey(Run, models.CASCADE, related_name="tags", db_index=False)
-    position = models.IntegerField()
-    tag = models.CharField(max_length=200, db_index=True)
-
-    class Meta:
-        constraints = [
-            models.UniqueConstraint(fields=["run", "position"], name="clutch_django_tag")
-        ]
-        default_permissions = ()
+    @property
+    def done(self) -> Any:
+        """Jobs that have a result."""
+        return self.jobs - self.remaining
 
 
-class Page(models.Model):
-    """A page of a run's plan."""
+class Row(models.Model):
+    """A row of a run; see `celery_clutch.stores.machine` for what kinds there are."""
 
     id = models.BigAutoField(primary_key=True)
-    run = models.ForeignKey(Run, models.CASCADE, related_name="pages", db_index=False)
-    key = models.CharField(max_length=PLACE)
-    page = models.BinaryField()
-
-    class Meta:
-        constraints = [models.UniqueConstraint(fields=["run", "key"], name="clutch_django_page")]
-        default_permissions = ()
-
-
-class Datum(models.Model):
-    """A value of a run's shared data."""
-
-    id = models.BigAutoField(primary_key=True)
-    run = models.ForeignKey(Run, models.CASCADE, related_name="data", db_index=False)
-    key = models.CharField(max_length=PLACE)
+    run = models.ForeignKey(Run, models.CASCADE, related_name="rows", db_index=False)
+    kind = models.CharField(max_length=7)
+    key = models.CharField(max_length=KEY)
     value = models.BinaryField()
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["run", "key"], name="clutch_django_datum")]
-        default_permissions = ()
-
-
-class Result(models.Model):
-    """The result in a slot."""
-
-    id = models.BigAutoField(primary_key=True)
-    run = models.ForeignKey(Run, models.CASCADE, related_name="results", db_index=False)
-    slot = models.CharField(max_length=PLACE)
-    value = models.BinaryField()
-
-    class Meta:
-        constraints = [models.UniqueConstraint(fields=["run", "slot"], name="clutch_django_result")]
-        default_permissions = ()
-
-
-class Job(models.Model):
-    """What is known of the job at an address. Only `held` and `info` outlive a generation."""
-
-    id = models.BigAutoField(primary_key=True)
-    run = models.ForeignKey(Run, models.CASCADE, related_name="places", db_index=False)
-    address = models.CharField(max_length=PLACE)
-    starts = models.IntegerField(default=0)
-    started_at = models.FloatField(null=True)
-    attempt = models.IntegerField(null=True)  # that failed last, if any
-    final = models.BooleanField(default=False)
-    failure = models.BinaryField(null=True)
-    finished = models.BooleanField(default=False)  # it failed, and has a result all the same
-    held = models.BinaryField(null=True)
-    info = models.BinaryField(null=True)
-
-    class Meta:
-        constraints = [models.UniqueConstraint(fields=["run", "address"], name="clutch_django_job")]
-        default_permissions = ()
-
-
-class Tally(models.Model):
-    """A count of a generation: of members of a step that have settled, of slots that a barrier has,
-    of numbers that were taken from a counter."""
-
-    STEP, BARRIER, COUNTER = "s", "b", "c"
-
-    id = models.BigAutoField(primary_key=True)
-    run = models.ForeignKey(Run, models.CASCADE, related_name="tallies", db_index=False)
-    kind = models.CharField(max_length=1)
-    name = models.CharField(max_length=PLACE)
-    count = models.IntegerField(default=0)
-    failed = models.BooleanField(default=False)  # a member of the step has failed loudly
-    reporter = models.TextField(null=True)  # the token that was told to report the step
-    closer = models.TextField(null=True)  # the token, or the address, that made it full
-
-    class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["run", "kind", "name"], name="clutch_django_tally")
+            models.UniqueConstraint(fields=["run", "kind", "key"], name="clutch_django_row")
         ]
         default_permissions = ()
 
 
-class Member(models.Model):
-    """One that was counted; of a counter a lane, with the number it took last, and before that."""
+class Owner(models.Model):
+    """A process that has leases, and until when it is said to live."""
 
     id = models.BigAutoField(primary_key=True)
-    tally = models.ForeignKey(Tally, models.CASCADE, related_name="members", db_index=False)
-    name = models.CharField(max_length=PLACE)
-    number = models.IntegerField(null=True)
-    previous = models.IntegerField(null=True)
+    prefix = models.CharField(max_length=100)
+    owner = models.CharField(max_length=400)
+    until = models.FloatField()
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["tally", "name"], name="clutch_django_member")
+            models.UniqueConstraint(fields=["prefix", "owner"], name="clutch_django_owner")
         ]
         default_permissions = ()
-
-
-CHILDREN: list[tuple[Any, str]] = [
-    (Member, "tally__run"),
-    *((model, "run") for model in (Tally, Job, Result, Datum, Page, Tag)),
-]
-"""The tables that refer to a run, and how; those that refer to others first."""

@@ -39,8 +39,6 @@ def open_store(url: str, options: StoreOptions = StoreOptions()) -> ResultStore:
         raise ConfigurationError(
             f"{url}: DATABASES has no {alias!r}; known are {', '.join(sorted(known))}"
         )
-    from .postgresql import PostgreSQLStore
     from .store import DjangoStore
 
-    postgresql = connections[alias].vendor == "postgresql"
-    return (PostgreSQLStore if postgresql else DjangoStore)(url, options, alias=alias)
+    return DjangoStore(url, options, alias=alias)

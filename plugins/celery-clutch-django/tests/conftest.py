@@ -191,3 +191,14 @@ def store(alias: str) -> Iterator[Any]:
         for summary in page:
             found.delete(summary.run)
     forget_runtime(app)
+
+
+@pytest.fixture
+def atomic_requests(alias: str) -> Iterator[None]:
+    """Each request is a transaction, of the database of the users and of that of the runs."""
+    changed = [connections.settings[name] for name in {"default", alias}]
+    for each in changed:
+        each["ATOMIC_REQUESTS"] = True
+    yield
+    for each in changed:
+        each["ATOMIC_REQUESTS"] = False

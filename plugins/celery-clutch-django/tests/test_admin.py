@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import orjson
 import pytest
 import shop
+from celery.signals import before_task_publish
 from celery_clutch_django.admin import SHOWN, WIDE
 from celery_clutch_django.models import Run
 from django.contrib.auth.models import Permission, User
+from django.db import connections
 from django.test import Client
 from django.urls import reverse
 
 from celery_clutch import Clutch, ClutchResult, State, parallel, series
+from celery_clutch.compile.header import NAME
+from celery_clutch.stores.base import Attempted, Completion
 
 LIST = "/admin/celery_clutch_django/run/"
 EVIL = "<script>alert('x')</script>"
@@ -53,18 +59,14 @@ def words(html: str) -> str:
 
 
 def complete(store: Any, run: ClutchResult, address: str, info: bytes = b"{}") -> None:
-    more: dict[str, Any] = {"generation": 0, "token": address, "info": info}
-    store.complete(run.id, address, address, b"1", **more)
+    store.complete(Completion(run.id, address, 0, b"1", token=address, info=info))
 
 
-def fail(store: Any, run: ClutchResult, address: str, message: str, **more: Any) -> None:
-    import orjson
-
+def fail(store: Any, run: ClutchResult, address: str, message: str, *, final: bool) -> None:
     failure = {"address": address, "task": "shop.resize", "task_id": "id", "exception": "OSError"}
     failure |= {"message": message, "traceback": f"Traceback: {message}", "attempt": 2}
-    failure |= {"final": more["final"], "at": "2024-01-01T00:00:00+00:00"}
-    more |= {"attempt": 2, "generation": 0, "token": f"fail {address}"}
-    store.fail(run.id, address, address, orjson.dumps(failure), **more)
+    failure |= {"final": final, "at": "2024-01-01T00:00:00+00:00"}
+    store.fail(Attempted(run.id, address, 0, orjson.dumps(failure), 2, final, f"fail {address}"))
 
 
 # --- the list -----------------------------------------------------------------------------------
@@ -134,7 +136,7 @@ def test_the_page_of_a_run(browser: Callable[..., Client], store: Any, alias: st
     complete(store, handle, "0", b'{"attempt": 3, "start": 1700000000, "seconds": 2.5}')
     complete(store, handle, "1.0", b"")
     fail(store, handle, "1.1", "the disk is full", final=False)
-    store.begin(handle.id, "1.2", "1.2", 0, 5)
+    store.begin(handle.id, "1.2", 0, owner="owner", limit=5)
     text = text_of(browser().get(page_of(handle, alias)))
     said = words(text)
     for expected in (
@@ -191,7 +193,7 @@ def test_a_nested_run_and_its_parent(
 
     outer = Clutch(shop.fetch.s("a"), name="outer").engage()
     inner = Clutch(shop.fetch.s("a"), name="inner").engage()
-    store.hold(outer.id, "0", Held(runs=(inner.id, "gone")).dumps())
+    store.checkpoint(outer.id, "0", Held(runs=(inner.id, "gone")).dumps(), 0)
     text = text_of(browser().get(page_of(outer, alias)))
     assert f"0 shop.fetch waits for {inner.id} waits for gone running" in words(text)
     assert f'<a href="{page_of(inner, alias)}">{inner.id}</a>' in text
@@ -268,6 +270,60 @@ def test_actions_on_several_runs(browser: Callable[..., Client], store: Any, ali
     assert store.peek(runs[0].id), "nothing is forgotten before it is confirmed"
     assert "deleted 3" in act("delete_selected", post="yes")
     assert [store.peek(run.id) for run in runs] == [None] * 3
+
+
+@pytest.mark.usefixtures("atomic_requests")
+@pytest.mark.parametrize("by", ["the list", "the page"])
+def test_what_is_sent_can_be_seen(
+    browser: Callable[..., Client], store: Any, alias: str, by: str
+) -> None:
+    """Also where a request is a transaction: whoever gets the message finds the run resumed."""
+    runs = [Clutch(shop.fetch.s("a"), name=f"run {n}").engage() for n in range(10)]
+    for run in runs:
+        run.cancel()
+    seen: list[tuple[str, object]] = []
+
+    def peek(run: str) -> object:
+        try:
+            return store.peek(run)
+        finally:
+            connections[alias].close()
+
+    def look(headers: dict[str, Any], **_: Any) -> None:
+        run = headers[NAME]["run"]
+        with ThreadPoolExecutor(1) as elsewhere:
+            seen.append((run, elsewhere.submit(peek, run).result(60)))
+
+    client = browser()
+    before_task_publish.connect(look)
+    try:
+        if by == "the list":
+            keys = [Run.objects.using(alias).get(run=run.id).pk for run in runs]
+            data = {"action": "resume", "_selected_action": keys}
+            said = words(text_of(client.post(LIST, data, follow=True)))
+            assert "10 runs were resumed." in said
+        else:
+            for run in runs:
+                response = client.post(page_of(run, alias), {"resume": ""}, follow=True)
+                assert "1 run was resumed." in words(text_of(response))
+    finally:
+        before_task_publish.disconnect(look)
+    assert dict(seen) == {run.id: (State.RUNNING, 1) for run in runs}
+
+
+@pytest.mark.usefixtures("atomic_requests")
+def test_buttons_where_a_request_is_a_transaction(
+    browser: Callable[..., Client], alias: str
+) -> None:
+    run = Clutch(shop.fetch.s("a"), name="sunset").engage()
+    client, page = browser(), page_of(run, alias)
+    said = words(text_of(client.post(page, {"cancel": ""}, follow=True)))
+    assert "1 run was cancelled." in said
+    assert run.state is State.CANCELLED
+    delete = page.replace("change", "delete")
+    said = words(text_of(client.post(delete, {"post": "yes"}, follow=True)))
+    assert "was deleted successfully" in said
+    assert not Run.objects.using(alias).filter(run=run.id).exists()
 
 
 def test_a_broker_that_is_away_is_said(browser: Callable[..., Client], alias: str) -> None:

@@ -7,16 +7,18 @@ import gc
 import io
 import threading
 import time
+import unittest
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from celery_clutch_django.models import CHILDREN, Run
+from celery_clutch_django.models import Row, Run
 from celery_clutch_django.plugin import open_store
 from celery_clutch_django.tasks import prune
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connections, transaction
+from django.test import TestCase
 from django.test.utils import CaptureQueriesContext, override_settings
 from shop import app
 
@@ -24,24 +26,40 @@ from celery_clutch import State
 from celery_clutch.errors import AlreadyEngaged, ConfigurationError, StoreUnavailable, UnknownStore
 from celery_clutch.extend.plugins import Plugins, forget_runtime, runtime
 from celery_clutch.extend.settings import Settings
-from celery_clutch.stores.base import Joins, Settles, StoreOptions, Verdict
+from celery_clutch.stores.base import (
+    Attempted,
+    Barrier,
+    Begun,
+    Completion,
+    Settles,
+    StoreOptions,
+)
+
+allowed_in_transactions = override_settings(CLUTCH_ALLOW_IN_TRANSACTION=True)
 
 
 def opened(alias: str, **options: Any) -> Any:
     return open_store(f"django://{alias}", StoreOptions(**options))
 
 
+def begin(store: Any, run: str, address: str) -> Begun:
+    found: Begun = store.begin(run, address, 0, owner="owner", limit=5, receipts=["page 0"])
+    return found
+
+
 def play(store: Any, run: str) -> None:
     """A bit of everything in a run."""
     pages = {str(number): b"page" for number in range(3)}
-    store.create(run, b"meta", pages, 5, jobs=5, name="n", tags=["t", "u"], data={"k": b"1"})
-    store.begin(run, "0", "0", 0, 5)
-    settles, joins = Settles("0", "0", 2), Joins("0", 2)
-    more: dict[str, Any] = {"generation": 0, "token": "one", "settles": settles, "joins": joins}
-    store.complete(run, "0", "0", b"value", changes={"k": None, "l": b"2"}, info=b"{}", **more)
-    store.fail(run, "1", "1", b"{}", attempt=1, final=False, generation=0, token="two")
-    store.hold(run, "2", b"held")
-    store.take(run, "counter", "lane", -1, 0)
+    due = {"page 0": 1.0}
+    store.create(run, b"meta", pages, 5, name="n", tags=["t", "u"], data={"k": b"1"}, due=due)
+    begin(store, run, "0")
+    more: dict[str, Any] = {"settles": Settles("0", "0", 2), "barriers": (Barrier("0", 2, "1"),)}
+    changes = {"k": None, "l": b"2"}
+    store.complete(Completion(run, "0", 0, b"value", "one", changes=changes, info=b"{}", **more))
+    store.fail(Attempted(run, "1", 0, b"{}", 1, False, "two", retry=("job 1", 2.0)))
+    begin(store, run, "2")
+    store.checkpoint(run, "2", b"held", 0)
+    store.report(run, "2", "child", b"{}")
 
 
 # --- how it is found ------------------------------------------------------------------------
@@ -92,48 +110,108 @@ def test_it_needs_its_app(run_python: Callable[..., str]) -> None:
 # --- statements -------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("_postgres")
-def test_a_job_takes_two_statements_on_postgresql() -> None:
-    store = opened("postgres", prefix="statements")
-    store.create("r", b"", {}, 3)
-    with CaptureQueriesContext(connections["postgres"]) as job:
-        assert store.begin("r", "0", "0", 0, 5).verdict is Verdict.RUN
-        store.complete(
-            "r",
-            "0",
-            "0",
-            b"1",
-            generation=0,
-            token="token",
-            settles=Settles("0", "0", 1),
-            joins=Joins("0", 1),
-            changes={"key": b"1"},
-        )
-    assert len(job.captured_queries) == 2, "no BEGIN, no COMMIT: each is a transaction of its own"
-    calls: dict[str, Callable[[], Any]] = {
-        "fail": lambda: store.fail(
-            "r", "1", "1", b"", attempt=1, final=True, generation=0, token="t"
-        ),
-        "hold": lambda: store.hold("r", "1", b""),
-        "take": lambda: store.take("r", "k", "lane", -1, 0),
-        "peek": lambda: store.peek("r"),
-        "values": lambda: store.values("r", ["0", "1"]),
-        "data": lambda: store.data("r"),
-        "executions": lambda: store.executions("r"),
-        "transition": lambda: store.transition("r", [State.FAILED], State.RUNNING, 0),
-        "create": lambda: store.create("s", b"", {"0": b""}, 1, tags=["t"], data={"k": b"1"}),
-        "delete": lambda: store.delete("r"),
+def test_statements(alias: str) -> None:
+    """Whatever is asked for together is read together; the transaction's own two are counted."""
+    store = opened(alias, prefix="statements")
+    store.create("r", b"", {}, 9)
+    barriers = tuple(Barrier(name, 9, "page 1") for name in "abc")
+    done = Completion("r", "0", 0, b"1", barriers=barriers[:1], changes={"k": b"1", "l": None})
+    calls: dict[str, tuple[int, Callable[[], Any]]] = {
+        "begin": (7, lambda: begin(store, "r", "0")),
+        "complete": (8, lambda: store.complete(done)),
+        "repeated": (5, lambda: store.complete(done)),
+        "peek": (1, lambda: store.peek("r")),
+        "read": (2, lambda: store.read("r")),
+        "values": (1, lambda: store.values("r", ["0", "1"])),
+        "finished": (1, lambda: store.finished("r", ["0", "1"])),
+        "page": (1, lambda: store.page("r", "0")),
+        "scan": (1, store.scan),
+        "renew": (3, lambda: store.renew(["one", "two"], 1.0)),
     }
-    for name, call in calls.items():
-        with CaptureQueriesContext(connections["postgres"]) as made:
+    lock = alias == "default"  # SQLite takes the lock of the one writer in a statement of its own
+    for name, (count, call) in calls.items():
+        with CaptureQueriesContext(connections[alias]) as made:
             call()
-        assert len(made.captured_queries) == 1, name
-    store.delete("s")
+        writes = name in ("begin", "complete", "repeated")
+        said = "\n".join(query["sql"] for query in made.captured_queries)
+        assert len(made.captured_queries) == count + (lock and writes), f"{name}: {said}"
+    store.retire(["one", "two"])
+    store.delete("r")
+
+
+def test_a_row_is_not_read_before_it_is_written_alone(alias: str) -> None:
+    """What many write at once waits for its turn, and nobody overwrites what another has read."""
+    store = opened(alias, prefix="turns")
+    store.create("r", b"", {}, 80)
+    failed: list[Exception] = []
+
+    def work(worker: int) -> None:
+        try:
+            for number in range(20):
+                barriers = (Barrier("all", 80, "page 1"),)
+                store.complete(Completion("r", f"{worker}.{number}", 0, b"1", barriers=barriers))
+        except Exception as exc:
+            failed.append(exc)
+        finally:
+            connections[alias].close()
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failed == []
+    assert (store.counts("r", ["all"]), set(store.read("r").due)) == ([80], {"page 1"})
+    store.delete("r")
 
 
 # --- transactions of the caller -----------------------------------------------------------------
 
 
+def test_a_run_is_not_started_in_a_transaction(store: Any, alias: str) -> None:
+    """Its messages would arrive before the commit."""
+    store.create("r", b"", {}, 1)
+    store.transition("r", [State.RUNNING], State.CANCELLED, 0)
+    with transaction.atomic(using=alias):
+        with pytest.raises(ConfigurationError, match=r"engage_on_commit\(clutch\)"):
+            store.create("s", b"", {}, 1)
+        with pytest.raises(ConfigurationError, match=r"on_commit\(run.resume\)"):
+            store.transition("r", [State.CANCELLED], State.RUNNING, 0)
+    assert (store.peek("r"), store.peek("s")) == ((State.CANCELLED, 0), None)
+    with transaction.atomic(using=alias), allowed_in_transactions:
+        store.create("s", b"", {}, 1)
+        assert store.transition("r", [State.CANCELLED], State.RUNNING, 0)
+    assert (store.peek("r"), store.peek("s")) == ((State.RUNNING, 1), (State.RUNNING, 0))
+
+
+def test_what_ends_a_run_is_part_of_the_transaction(store: Any, alias: str) -> None:
+    store.create("r", b"", {}, 1)
+    with pytest.raises(ZeroDivisionError), transaction.atomic(using=alias):
+        assert store.transition("r", [State.RUNNING], State.CANCELLED, 0)
+        raise ZeroDivisionError
+    assert store.peek("r") == (State.RUNNING, 0)
+    with transaction.atomic(using=alias):
+        assert store.delete("r")
+    assert store.peek("r") is None
+
+
+def test_the_transaction_of_a_test_case_is_none(store: Any, alias: str) -> None:
+    """As with Django's own ``durable``."""
+
+    class Engages(TestCase):
+        databases = frozenset([alias])
+
+        def runTest(self) -> None:
+            store.create("r", b"", {}, 1)
+            with transaction.atomic(using=alias), pytest.raises(ConfigurationError):
+                store.create("s", b"", {}, 1)
+
+    result = unittest.TestSuite([Engages()]).run(unittest.TestResult())
+    assert (result.testsRun, result.errors, result.failures) == (1, [], [])
+    assert store.peek("r") is None, "rolled back"
+
+
+@allowed_in_transactions
 def test_a_transaction_around_it_takes_it_along(store: Any, alias: str) -> None:
     with pytest.raises(ZeroDivisionError), transaction.atomic(using=alias):
         play(store, "r")
@@ -146,6 +224,7 @@ def test_a_transaction_around_it_takes_it_along(store: Any, alias: str) -> None:
     assert store.peek("r") == (State.RUNNING, 0)
 
 
+@allowed_in_transactions
 def test_an_id_that_is_taken_leaves_the_transaction_usable(store: Any, alias: str) -> None:
     store.create("r", b"", {}, 1)
     with transaction.atomic(using=alias):
@@ -176,7 +255,11 @@ def test_a_connection_that_was_cut_is_replaced() -> None:
 @pytest.mark.usefixtures("_postgres")
 def test_a_cut_connection_of_a_transaction_is_left_to_its_owner() -> None:
     store = opened("postgres", prefix="cut")
-    with pytest.raises(StoreUnavailable), transaction.atomic(using="postgres"):
+    with (
+        allowed_in_transactions,
+        pytest.raises(StoreUnavailable),
+        transaction.atomic(using="postgres"),
+    ):
         with connections["postgres"].cursor() as cursor:
             cursor.execute("SELECT pg_backend_pid()")
             (backend,) = cursor.fetchone()
@@ -188,7 +271,7 @@ def test_a_cut_connection_of_a_transaction_is_left_to_its_owner() -> None:
 
 @pytest.mark.usefixtures("_postgres")
 def test_a_deadlock_is_survived() -> None:
-    """The one of two transactions that PostgreSQL gives up is made again, if it is the store's."""
+    """The one of two transactions that PostgreSQL gives up is made again, as a worker calls it."""
     store = opened("postgres", prefix="deadlock")
     store.create("a", b"", {}, 2)
     meets, failed = threading.Barrier(2, timeout=60), []
@@ -229,19 +312,19 @@ def test_a_deadlock_is_survived() -> None:
             "$$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END $$"
         )
         cursor.execute(
-            "CREATE TRIGGER wait_for_other BEFORE INSERT ON celery_clutch_django_result"
+            "CREATE TRIGGER wait_for_other BEFORE INSERT ON celery_clutch_django_row"
             " FOR EACH ROW EXECUTE FUNCTION wait_for_other()"
         )
     thread = threading.Thread(target=other)
     thread.start()
     try:
         meets.wait()
-        done = store.complete("a", "0", "0", b"1", generation=0, token="token")
+        done = store.patiently(store.complete, Completion("a", "0", 0, b"1"))
         assert (done.remaining, done.fresh) == (1, True)
     finally:
         thread.join(60)
         with connections["postgres"].cursor() as cursor:
-            cursor.execute("DROP TRIGGER wait_for_other ON celery_clutch_django_result")
+            cursor.execute("DROP TRIGGER wait_for_other ON celery_clutch_django_row")
             cursor.execute("DROP FUNCTION wait_for_other")
     assert failed == []
     assert [summary.name for summary in store.scan()[0]] == ["other"]
@@ -255,7 +338,7 @@ def test_missing_tables_name_the_command(empty: str, request: pytest.FixtureRequ
     for call in (
         lambda: store.create("r", b"", {}, 1),
         lambda: store.peek("r"),
-        lambda: store.begin("r", "0", "0", 0, 5),
+        lambda: begin(store, "r", "0"),
     ):
         with pytest.raises(ConfigurationError, match=rf"migrate .* --database {empty}"):
             call()
@@ -264,7 +347,7 @@ def test_missing_tables_name_the_command(empty: str, request: pytest.FixtureRequ
 def test_check_tells_what_to_do(request: pytest.FixtureRequest) -> None:
     request.getfixturevalue("_sqlite")
     lacking, slow = opened("empty").check()
-    assert "lacks 0001_initial, 0002_functions of celery_clutch_django: run manage.py" in lacking
+    assert "lacks 0001_initial of celery_clutch_django: run manage.py" in lacking
     assert "set CONN_MAX_AGE of DATABASES['empty'] to some seconds" in slow
     assert opened("default").check() == [slow.replace("'empty'", "'default'")]
     assert opened("nowhere").check() == []
@@ -276,7 +359,7 @@ def test_check_tells_what_to_do(request: pytest.FixtureRequest) -> None:
 
 
 def count_rows(alias: str) -> int:
-    models = [Run, *(model for model, _ in CHILDREN)]
+    models: list[Any] = [Run, Row]
     return sum(model.objects.using(alias).count() for model in models)
 
 

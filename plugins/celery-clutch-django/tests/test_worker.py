@@ -12,7 +12,11 @@ from typing import Any, NoReturn
 
 import pytest
 import redis
+from celery_clutch_django.models import Run
+from django.contrib.auth.models import User
 from django.db import connections
+from django.test import Client
+from django.test.utils import override_settings
 
 from celery_clutch import Clutch, State, parallel, series
 from celery_clutch.extend.plugins import forget_runtime, runtime
@@ -110,3 +114,22 @@ def test_clutches_run(worker: Any, alias: str) -> None:
     wide = series(parallel(number.s(n) for n in range(40)), total).engage()
     assert wide.get(timeout=WAIT) == [sum(range(40))]
     assert wide.state is State.SUCCEEDED
+
+
+@pytest.mark.usefixtures("atomic_requests")
+def test_what_the_admin_resumes_runs(worker: Any, alias: str) -> None:
+    """Where each request is a transaction, the worker is not faster than the commit."""
+    from project import number
+
+    runs = [Clutch(number.s(n)).engage(countdown=3600) for n in range(20)]
+    for run in runs:
+        run.cancel()
+    User.objects.filter(username="root").delete()
+    client = Client()
+    client.force_login(User.objects.create_superuser("root"))
+    keys = list(Run.objects.using(alias).values_list("pk", flat=True))
+    data = {"action": "resume", "_selected_action": keys}
+    with override_settings(CLUTCH_CELERY_APP="project.app"):
+        client.post("/admin/celery_clutch_django/run/", data)
+    assert [run.get(timeout=WAIT) for run in runs] == [[n] for n in range(20)]
+    assert {run.status().generation for run in runs} == {1}

@@ -17,6 +17,8 @@ from celery_clutch_otel.processes import EachProcess
 
 app = Celery("traced", task_cls="celery_clutch:ClutchTask", set_as_current=False)
 app.conf.update(
+    clutch_lease=1.0,
+    clutch_max_starts=1,
     broker_url=os.environ.get("TRACED_BROKER"),
     result_backend=os.environ.get("TRACED_BROKER"),
     broker_connection_retry_on_startup=True,

@@ -151,10 +151,10 @@ def test_a_process_that_is_killed(worker: Worker) -> None:
     run = Clutch(tasks.killed.s(), name="lost", app=tasks.app).engage()
     with pytest.raises(ClutchError):
         run.get(timeout=60)
-    top, job = worker.wait("clutch lost", f"{JOB}.killed")  # told by the main process
+    top, job = worker.wait("clutch lost", f"{JOB}.killed")  # told by who gives the job up
     assert inside(job, *ids(top))
     assert job["status"]["status_code"] == top["status"]["status_code"] == "ERROR"
-    assert job["attributes"]["error.type"] == "billiard.exceptions.WorkerLostError"
+    assert job["attributes"]["error.type"] == "celery_clutch.errors.JobLost"
     # The process that replaces it was forked from one that has a provider.
     runs = [Clutch(tasks.broken.s(), app=tasks.app).engage() for _ in range(8)]
     for each in runs:

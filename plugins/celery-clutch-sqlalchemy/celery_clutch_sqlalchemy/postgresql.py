@@ -1,126 +1,204 @@
-"""Runs in PostgreSQL, with psycopg 3."""
+"""Runs in PostgreSQL, with psycopg 3.
+
+What is on the path of a job is one call of a function, which has the rules of
+`celery_clutch.stores.machine` and the same rows. Nothing is kept in the session of the server, so
+that a pooler may give each transaction another.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import orjson
 import psycopg
 from celery_clutch.errors import ClutchError, ConfigurationError, CorruptRecord, StoreUnavailable
 from celery_clutch.model.status import State
-from celery_clutch.stores.base import ENDED, Settles
-from sqlalchemy import Connection, select
+from celery_clutch.stores.base import (
+    ENDED,
+    Attempted,
+    Begun,
+    Completed,
+    Completion,
+    Failed,
+    StoreOptions,
+    Verdict,
+)
+from sqlalchemy import Connection, Table, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
 from .schema import runs
-from .store import SQLStore
+from .store import SQLAlchemyStore, replacing
 
 _RECHECK = 10.0  # seconds after which a waiting client looks at the state itself
-_COLLIDED = ("40001", "40P01", "55P03")  # serialisation, deadlock, lock timeout
 _OLD = ("42P01", "42703", "42883", "3F000")  # no such table, column, function or schema
+_REFUSED = ("08", "25", "28", "3D", "40", "42501", "53", "54", "55", "57", "58")
 _LOCK = 0x636C75746368  # "clutch"
 
 
-class PostgreSQLStore(SQLStore):
-    """Every write is one call of a function; `wait` listens for the end of a run."""
+class PostgreSQLStore(SQLAlchemyStore):
+    """`begin`, `complete` and `fail` are one round trip; `wait` listens for the end of a run.
+
+    Args:
+        url: with ``clutch_listen=0`` in its query, `wait` polls.
+    """
 
     scheme = "postgresql+psycopg"
     defaults = {"connect_timeout": "5"}
+    arguments = {"prepare_threshold": None}
 
-    def _connected(self, connection: Any) -> None:
-        connection.execute(
-            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;"
-            f"SET lock_timeout = '{self.lock_timeout}s'"
+    def __init__(self, url: str, options: StoreOptions = StoreOptions()) -> None:
+        super().__init__(url, options)
+        self._listens = self._own.get("clutch_listen") != "0"
+
+    def _begin(self, connection: Connection) -> None:
+        connection.exec_driver_sql(
+            f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{self.lock_timeout}s'"
         )
 
-    def _call(self, routine: str, *args: Any) -> Any:
-        query = f"SELECT * FROM clutch_{routine}({', '.join(['%s'] * len(args))})"
-        return self._do(lambda connection: connection.exec_driver_sql(query, args).one())
-
-    def _pairs(self, items: Mapping[str, bytes | None]) -> tuple[Any, ...]:
-        return list(items), list(items.values())
-
-    def _steps(self, settles: Sequence[Settles]) -> tuple[Any, ...]:
-        steps, members = [each.step for each in settles], [each.member for each in settles]
-        return steps, members, [each.width for each in settles], [each.loud for each in settles]
+    def _upsert(self, table: Table, changing: str) -> Any:
+        return replacing(insert(table), changing)
 
     @contextmanager
     def _alone(self, connection: Connection) -> Iterator[None]:
-        connection.exec_driver_sql("BEGIN")
-        try:
+        with self._transaction(connection):
             connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
             yield
-        except BaseException:
-            connection.exec_driver_sql("ROLLBACK")
-            raise
-        connection.exec_driver_sql("COMMIT")
 
-    def _judge(self, exc: DBAPIError) -> type[ClutchError] | None:
+    def _judge(self, exc: DBAPIError) -> type[ClutchError]:
         state = getattr(exc.orig, "sqlstate", None) or ""
-        if state in _COLLIDED:
-            return None
         if state in _OLD:
             return ConfigurationError
-        refused = state.startswith(("08", "25", "28", "3D", "42501", "53", "54", "55", "57", "58"))
-        if refused or isinstance(exc.orig, psycopg.OperationalError):
+        if state.startswith(_REFUSED) or isinstance(exc.orig, psycopg.OperationalError):
             return StoreUnavailable
         return CorruptRecord
 
-    def delete(self, run: str) -> bool:
-        query = (
-            "WITH gone AS (DELETE FROM clutch_run WHERE prefix = %s AND run = %s"
-            " AND expires_at > clutch_now() RETURNING id)"
-            " SELECT pg_notify('clutch_' || id, '') FROM gone"
+    # --- in one round trip --------------------------------------------------------------------
+
+    def begin(
+        self,
+        run: str,
+        address: str,
+        generation: int,
+        *,
+        owner: str,
+        limit: int,
+        turn: int = 0,
+        page: str = "",
+        receipts: Sequence[str] = (),
+        lapsed: str = "",
+    ) -> Begun:
+        verdict, held, who = self._call(
+            *("begin", run, address, generation, owner, limit, turn, page, list(receipts), lapsed)
         )
-        key = self._key(run)
-        return bool(self._do(lambda connection: connection.exec_driver_sql(query, key).all()))
+        return Begun(Verdict(verdict), held, who)
+
+    def complete(self, done: Completion) -> Completed:
+        told = {"settles": done.settles, "barriers": done.barriers, "next": done.next}
+        remaining, fresh, generation, succeeded, settled, due, keys, pages = self._call(
+            *("complete", done.run, done.address, done.value, done.token, done.info),
+            *(list(done.changes), list(done.changes.values()), orjson.dumps(told).decode()),
+        )
+        found = dict(zip(keys, pages, strict=True))
+        return Completed(
+            *(remaining, fresh, generation, succeeded, tuple(settled), tuple(due), found)
+        )
+
+    def fail(self, failed: Attempted) -> Failed:
+        told = {"settles": failed.settles, "turns": failed.turns, "retry": failed.retry}
+        recorded, died, settled, due, keys, pages = self._call(
+            *("fail", failed.run, failed.address, failed.generation, failed.failure),
+            *(failed.attempt, int(failed.final), failed.token, orjson.dumps(told).decode()),
+        )
+        found = dict(zip(keys, pages, strict=True))
+        return Failed(recorded, died, tuple(settled), tuple(due), found)
+
+    def _call(self, function: str, *args: Any) -> Any:
+        """The row that *function* answers; one transaction."""
+        times = time.time(), self.options.ttl, self.options.result_ttl
+        sent = (self.options.prefix, *args, *times, f"{self.lock_timeout}s")
+        query = f"SELECT * FROM clutch_{function}({', '.join(['%s'] * len(sent))})"
+        return self._do(lambda connection: connection.exec_driver_sql(query, sent).one())
 
     # --- waiting ----------------------------------------------------------------------------
+
+    def notify(self, run: str) -> None:
+        # Not of every change: whoever notifies has to wait for all others who do.
+        query = (
+            "SELECT pg_notify('clutch_' || id, '') FROM clutch_runs"
+            " WHERE prefix = %s AND run = %s AND state <> 'RUNNING'"
+        )
+        self._do(lambda connection: connection.exec_driver_sql(query, (self.options.prefix, run)))
+
+    def delete(self, run: str) -> bool:
+        query = (
+            "WITH gone AS (DELETE FROM clutch_runs WHERE prefix = %s AND run = %s"
+            " AND expires_at > %s RETURNING id)"
+            " SELECT pg_notify('clutch_' || id, '') FROM gone"
+        )
+        args = (self.options.prefix, run, time.time())
+        return bool(self._do(lambda connection: connection.exec_driver_sql(query, args).all()))
 
     def wait(self, run: str, timeout: float | None = None) -> State | None:
         deadline = None if timeout is None else time.monotonic() + timeout
         id, state, left = self._look(run, deadline)
         if state is None or state in ENDED or left <= 0:
             return state
-        with self._listening(), psycopg.connect(**self._parameters()) as connection:
-            connection.execute(f"LISTEN clutch_{id}")
-            while True:
-                _, state, left = self._look(run, deadline)
-                if state is None or state in ENDED or left <= 0:
-                    return state
-                for _ in connection.notifies(timeout=left, stop_after=1):
-                    pass
+        if self._listens:
+            with self._listening(), psycopg.connect(**self._parameters()) as connection:
+                self._try(connection.info.backend_pid, connection.execute(_PID).fetchone())
+                if self._listens:
+                    connection.execute(f"LISTEN clutch_{id}")
+                while self._listens:
+                    _, state, left = self._look(run, deadline)
+                    if state is None or state in ENDED or left <= 0:
+                        return state
+                    for _ in connection.notifies(timeout=left, stop_after=1):
+                        pass
+        return super().wait(run, None if deadline is None else deadline - time.monotonic())
 
     async def wait_async(self, run: str, timeout: float | None = None) -> State | None:
         deadline = None if timeout is None else time.monotonic() + timeout
         id, state, left = await asyncio.to_thread(self._look, run, deadline)
         if state is None or state in ENDED or left <= 0:
             return state
-        with self._listening():
-            async with await psycopg.AsyncConnection.connect(**self._parameters()) as connection:
-                await connection.execute(f"LISTEN clutch_{id}")
-                while True:
-                    _, state, left = await asyncio.to_thread(self._look, run, deadline)
-                    if state is None or state in ENDED or left <= 0:
-                        return state
-                    async for _ in connection.notifies(timeout=left, stop_after=1):
-                        pass
+        if self._listens:
+            with self._listening():
+                connect = psycopg.AsyncConnection.connect
+                async with await connect(**self._parameters()) as connection:
+                    found = await (await connection.execute(_PID)).fetchone()
+                    self._try(connection.info.backend_pid, found)
+                    if self._listens:
+                        await connection.execute(f"LISTEN clutch_{id}")
+                    while self._listens:
+                        _, state, left = await asyncio.to_thread(self._look, run, deadline)
+                        if state is None or state in ENDED or left <= 0:
+                            return state
+                        async for _ in connection.notifies(timeout=left, stop_after=1):
+                            pass
+        left_over = None if deadline is None else deadline - time.monotonic()
+        return await super().wait_async(run, left_over)
+
+    def _try(self, told: int, found: Any) -> None:
+        """Do not listen where a pooler is in between: it says another number than the server."""
+        self._listens = bool(found) and found[0] == told
 
     def _look(self, run: str, deadline: float | None) -> tuple[int, State | None, float]:
         """The number of the run, its state, and for how long to wait for news."""
-        rows = self._rows(select(runs.c.id, runs.c.state).where(self._is(run)))
+        found = self._all(select(runs.c.id, runs.c.state).where(self._is(run)))
         left = _RECHECK if deadline is None else min(deadline - time.monotonic(), _RECHECK)
         with self._reading(run):
-            return (rows[0].id, State(rows[0].state), left) if rows else (0, None, left)
+            return (found[0].id, State(found[0].state), left) if found else (0, None, left)
 
     def _parameters(self) -> dict[str, Any]:
         """A listener is no connection of the pool, which it would keep from others."""
         _, parameters = self._engine.dialect.create_connect_args(self._url)
-        return {**parameters, "autocommit": True}
+        return {**parameters, **self.arguments, "autocommit": True}
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -128,3 +206,6 @@ class PostgreSQLStore(SQLStore):
             yield
         except psycopg.Error as exc:
             raise StoreUnavailable(f"{self!r}: {exc}") from exc
+
+
+_PID = "SELECT pg_backend_pid()"

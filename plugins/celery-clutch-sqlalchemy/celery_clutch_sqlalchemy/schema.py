@@ -1,7 +1,7 @@
 """The tables as the store reads them. The migrations say what they are made of.
 
-Names are compared byte by byte, so MariaDB and MySQL keep them as bytes: their collations differ in
-what they take for the same.
+Names are compared byte by byte, so MariaDB keeps them as bytes: its collations differ in what they
+take for the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     Column,
     Dialect,
     Double,
@@ -46,7 +45,10 @@ class Name(TypeDecorator[str]):
 
 
 class now(GenericFunction[float]):
-    """The time by the clock of the database, in seconds since the epoch."""
+    """The time by the clock of the database, in seconds since the epoch.
+
+    SQLite has it from the store.
+    """
 
     type = Double()
     inherit_cache = True
@@ -56,8 +58,13 @@ class now(GenericFunction[float]):
 
 @compiles(now, "mysql")
 @compiles(now, "mariadb")
-def _now(*_: Any, **__: Any) -> str:
+def _now_mariadb(*_: Any, **__: Any) -> str:
     return "UNIX_TIMESTAMP(SYSDATE(6))"
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(*_: Any, **__: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS double precision)"
 
 
 _metadata = MetaData()
@@ -71,36 +78,25 @@ _integer, _blob = BigInteger(), LargeBinary()
 _moment: Double[float] = Double()
 
 runs = _table(
-    "clutch_run",
+    "clutch_runs",
     id=_integer,
     prefix=Name(),
     run=Name(),
+    meta=_blob,
     name=Text(),
     tags=Text(),
-    meta=_blob,
-    state=String(),
-    generation=_integer,
+    ends=Text(),
     jobs=_integer,
     remaining=_integer,
-    done=_integer,
+    state=String(),
+    generation=_integer,
     failing=_integer,
     dead=_integer,
+    ender=Name(),
     created_at=_moment,
     updated_at=_moment,
     ended_at=_moment,
     expires_at=_moment,
 )
-pages = _table("clutch_page", run_id=_integer, name=Name(), value=_blob)
-data = _table("clutch_data", run_id=_integer, name=Name(), value=_blob)
-results = _table("clutch_result", run_id=_integer, slot=Name(), value=_blob)
-jobs = _table(
-    "clutch_job",
-    run_id=_integer,
-    address=Name(),
-    starts=_integer,
-    started_at=_moment,
-    info=_blob,
-    held=_blob,
-    failure=_blob,
-    finished=Boolean(),
-)
+rows = _table("clutch_rows", run_id=_integer, kind=Name(), key=Name(), value=_blob)
+owners = _table("clutch_owners", prefix=Name(), owner=Name(), until=_moment)

@@ -1,75 +1,67 @@
-"""What the stores of all databases have in common: connections, errors and reading.
-
-Whatever writes is one call of a routine (`SQLStore._call`), which is one transaction: a function in
-PostgreSQL, a procedure in MariaDB, and a Python function in SQLite, where nothing is far away.
-"""
+"""What is the same on all databases: rows, connections and errors."""
 
 from __future__ import annotations
 
 import os
-import random
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import orjson
 from celery_clutch.errors import (
-    AlreadyEngaged,
     ClutchError,
     ConfigurationError,
     CorruptRecord,
     StoreUnavailable,
 )
 from celery_clutch.model.status import State
-from celery_clutch.stores.base import (
-    NOTHING,
-    Begun,
-    Completed,
-    Execution,
-    Failed,
-    Joins,
-    Missing,
-    MissingType,
-    Record,
-    ResultStore,
-    Settles,
-    StoreOptions,
-    Summary,
-    Verdict,
-    without_secrets,
-)
+from celery_clutch.stores.base import StoreOptions, Summary, without_secrets
+from celery_clutch.stores.machine import Head, Rows, TransactionalStore
 from sqlalchemy import (
     URL,
     Connection,
     Engine,
+    Table,
     and_,
+    bindparam,
     create_engine,
     delete,
     event,
+    func,
+    insert,
     make_url,
     null,
     or_,
     select,
+    type_coerce,
     union_all,
+    update,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from . import migrate
-from .schema import data, jobs, now, pages, results, runs
+from .schema import now, rows, runs
+from .schema import owners as owner_table
 
 T = TypeVar("T")
+Kinds = dict[str, dict[str, bytes]]
 
 MIGRATE = "run: celery -A proj clutch migrate"
 
-_TRIES = 5  # of a transaction that collides with others
 _CHUNK = 1000  # names in one query
+_OURS = ("pool_size", "clutch_listen")  # of the query of a URL
+_COUNTS = ("jobs", "remaining", "generation", "failing", "dead")
+_TIMES = ("created_at", "updated_at", "ended_at", "expires_at")
+_CHANGING = ("state", "ender", *_COUNTS, *_TIMES)
+_HEAD = ("run", "meta", "name", "tags", "ends", *_CHANGING)
 
 
-class SQLStore(ResultStore):
-    """Runs in the tables ``clutch_…`` of a database.
+class SQLAlchemyStore(TransactionalStore):
+    """Runs in the tables ``clutch_…`` of a database. Each prefix sees its own runs.
 
     Args:
         url: as SQLAlchemy reads it. ``pool_size`` in its query is how many connections a process
@@ -82,35 +74,35 @@ class SQLStore(ResultStore):
     defaults: Mapping[str, str] = {}
     """What is in the query of the URL unless it says otherwise."""
 
+    arguments: Mapping[str, Any] = {}
+    """What else the driver is to connect with."""
+
     lock_timeout = 4
-    """Seconds for which a transaction waits for others before it is tried again."""
+    """Seconds for which a transaction waits for others."""
 
     def __init__(self, url: str, options: StoreOptions = StoreOptions()) -> None:
         super().__init__(url, options)
-        self._url, self._pool = self._parse(url)
+        self._url, self._own = self._parse(url)
         self._engines: dict[int, Engine] = {}
+        self._put = self._upsert(rows, "value")
 
     # --- what each database does in its own way --------------------------------------------
 
     @abstractmethod
-    def _call(self, routine: str, *args: Any) -> Any:
-        """The row that *routine* answers; one transaction."""
+    def _begin(self, connection: Connection) -> None:
+        """Begin a transaction that is going to write."""
 
     @abstractmethod
-    def _pairs(self, items: Mapping[str, bytes | None]) -> tuple[Any, ...]:
-        """The arguments for names and values."""
-
-    @abstractmethod
-    def _steps(self, settles: Sequence[Settles]) -> tuple[Any, ...]:
-        """The arguments for the steps of a failure."""
+    def _upsert(self, table: Table, changing: str) -> Any:
+        """An insert that writes the column *changing* of rows that exist."""
 
     @abstractmethod
     def _alone(self, connection: Connection) -> AbstractContextManager[None]:
         """Let nobody else migrate meanwhile."""
 
     @abstractmethod
-    def _judge(self, exc: DBAPIError) -> type[ClutchError] | None:
-        """What an error of the driver means; None if the transaction may be tried again."""
+    def _judge(self, exc: DBAPIError) -> type[ClutchError]:
+        """What an error of the driver means."""
 
     def _problem(self, url: URL) -> str:
         """What is wrong with *url*, as the end of a sentence."""
@@ -119,203 +111,142 @@ class SQLStore(ResultStore):
     def _connected(self, connection: Any) -> None:
         """Prepare a new connection of the driver."""
 
-    # --- primitives ----------------------------------------------------------------------
+    # --- rows ------------------------------------------------------------------------------
 
-    def create(
-        self,
-        run: str,
-        meta: bytes,
-        pages: Mapping[str, bytes],
-        units: int,
-        *,
-        jobs: int = 0,
-        name: str | None = None,
-        tags: Sequence[str] = (),
-        data: Mapping[str, bytes] = NOTHING,
-    ) -> None:
-        labels = orjson.dumps(list(tags)).decode()
-        if not self._create(run, (name, labels, meta, units, jobs), pages, data):
-            raise AlreadyEngaged(f"a run with the id {run!r} exists")
+    @contextmanager
+    def transaction(self, run: str) -> Iterator[Rows | None]:
+        with self._writing() as connection:
+            key = {"its_prefix": self.options.prefix, "its_run": run, "moment": time.time()}
+            found = connection.execute(_LOCK, key).one_or_none()
+            if found is None:
+                yield None
+                return
+            with self._reading(run):
+                head = _head(found)
+                work = Rows(replace(head), _Loader(connection, found.id))
+                yield work
+            self._write(connection, found.id, work)
+            if work.head != head:
+                values = {name: getattr(work.head, name) for name in _CHANGING}
+                values |= {"state": work.head.state.value, "its_id": found.id}
+                connection.execute(_UPDATE, values)
 
-    def _create(
-        self,
-        run: str,
-        record: tuple[Any, ...],
-        pages: Mapping[str, bytes],
-        data: Mapping[str, bytes],
-    ) -> bool:
-        lists = (*self._pairs(pages), *self._pairs(data))
-        (created,) = self._call("create", *self._key(run), *record, *lists, *self._ttls)
-        return bool(created)
-
-    def page(self, run: str, key: str) -> bytes | MissingType:
-        query = select(pages.c.value).join(runs, runs.c.id == pages.c.run_id)
-        rows = self._rows(query.where(self._is(run), pages.c.name == key))
-        return rows[0].value if rows else Missing
-
-    def begin(self, run: str, address: str, slot: str, generation: int, limit: int) -> Begun:
-        args = (*self._key(run), address, slot, generation, limit)
-        verdict, held = self._call("begin", *args, *self._ttls)
-        return Begun(Verdict(verdict), held)
-
-    def complete(
-        self,
-        run: str,
-        address: str,
-        slot: str,
-        value: bytes,
-        *,
-        generation: int,
-        token: str,
-        job: bool = True,
-        settles: Settles | None = None,
-        joins: Joins | None = None,
-        changes: Mapping[str, bytes | None] = NOTHING,
-        info: bytes = b"",
-    ) -> Completed:
-        step = (settles.step, settles.member, settles.width) if settles else (None, None, None)
-        barrier = (joins.barrier, joins.width) if joins else (None, None)
-        remaining, fresh, succeeded, report, settled, joined = self._call(
-            "complete",
-            *(*self._key(run), address, slot, value, generation, token, job),
-            *(*step, *barrier, *self._pairs(changes), info, *self._ttls),
-        )
-        return Completed(
-            remaining=remaining,
-            fresh=bool(fresh),
-            succeeded=bool(succeeded),
-            report=settles.step if settles and report else "",
-            settled=settles.step if settles and settled else "",
-            joined=bool(joined),
-        )
-
-    def fail(
-        self,
-        run: str,
-        address: str,
-        slot: str,
-        failure: bytes,
-        *,
-        attempt: int,
-        final: bool,
-        generation: int,
-        token: str,
-        settles: Sequence[Settles] = (),
-    ) -> Failed:
-        recorded, died, reports, settled = self._call(
-            "fail",
-            *(*self._key(run), address, slot, failure, attempt, final, generation, token),
-            *(*self._steps(settles), *self._ttls),
-        )
-        return Failed(
-            recorded=bool(recorded),
-            died=bool(died),
-            reports=_told(settles, reports),
-            settled=_told(settles, settled),
-        )
-
-    def values(self, run: str, slots: Sequence[str]) -> list[bytes | MissingType]:
-        query = select(results.c.slot, results.c.value)
-        found = {row.slot: row.value for row in self._results(query, run, slots)}
-        return [found.get(slot, Missing) for slot in slots]
-
-    def hold(self, run: str, address: str, held: bytes) -> None:
-        self._call("hold", *self._key(run), address, held, *self._ttls)
-
-    def take(self, run: str, key: str, lane: str, after: int, generation: int) -> int:
-        args = (*self._key(run), key, lane, after, generation)
-        (number,) = self._call("take", *args, *self._ttls)
-        return int(number)
-
-    def data(self, run: str) -> dict[str, bytes] | None:
-        source = runs.outerjoin(data, data.c.run_id == runs.c.id)
-        query = select(data.c.name, data.c.value).select_from(source).where(self._is(run))
-        rows = self._rows(query)
-        return {row.name: row.value for row in rows if row.name is not None} if rows else None
-
-    def executions(self, run: str) -> dict[str, Execution]:
-        query = (
-            select(jobs.c.address, jobs.c.starts, jobs.c.started_at, jobs.c.info)
-            .join(runs, runs.c.id == jobs.c.run_id)
-            .where(self._is(run), or_(jobs.c.starts > 0, jobs.c.info.is_not(None)))
-        )
-        return {
-            row.address: Execution(row.starts, row.started_at, row.info)
-            for row in self._rows(query)
+    def insert(self, head: Head, rows: Mapping[str, Mapping[str, bytes]]) -> bool:
+        values = {
+            **{name: getattr(head, name) for name in _HEAD},
+            "prefix": self.options.prefix,
+            "state": head.state.value,
+            "tags": orjson.dumps(head.tags).decode(),
+            "ends": orjson.dumps(head.ends).decode(),
         }
+        with self._writing() as connection:
+            query = select(runs.c.id, runs.c.expires_at).where(self._named(head.run))
+            found = connection.execute(query.with_for_update()).one_or_none()
+            if found is not None:
+                if found.expires_at > time.time():
+                    return False
+                connection.execute(delete(runs).where(runs.c.id == found.id))
+            try:
+                connection.execute(insert(runs), values)
+            except IntegrityError:  # somebody else was faster
+                return False
+            id = connection.execute(select(runs.c.id).where(self._named(head.run))).scalar_one()
+            changed = {kind: dict[str, bytes | None](some) for kind, some in rows.items()}
+            self._write(connection, id, Rows(head, lambda kind, keys: {}, changed=changed))
+        return True
 
-    def transition(
-        self, run: str, sources: Iterable[State], target: State, generation: int
-    ) -> bool:
-        states = self._states([state.value for state in sources])
-        args = (*self._key(run), states, target.value, generation)
-        (moved,) = self._call("transition", *args, *self._ttls)
-        return bool(moved)
-
-    def _states(self, states: list[str]) -> Any:
-        return states
-
-    def read(self, run: str) -> Record | None:
-        numbers = [runs.c[name] for name in _NUMBERS]
+    def snapshot(self, run: str, kinds: Sequence[str]) -> tuple[Head, Kinds] | None:
         # One statement sees one state of things.
-        record = select(
-            runs.c.run.label("name"),
-            null().label("failure"),
-            null().label("held"),
-            null().label("finished"),
-            runs.c.meta,
-            runs.c.state,
-            *numbers,
-        ).where(self._is(run))
-        marks = (
-            select(
-                *(jobs.c.address, jobs.c.failure, jobs.c.held, jobs.c.finished),
-                *(null() for _ in ("meta", "state", *numbers)),
-            )
-            .join(runs, runs.c.id == jobs.c.run_id)
-            .where(self._is(run), or_(jobs.c.failure.is_not(None), jobs.c.held.is_not(None)))
-        )
-        rows = self._rows(union_all(record, marks))
+        own = rows.c.kind, rows.c.key, rows.c.value
+        nothing = (type_coerce(null(), column.type).label(column.name) for column in own)
+        heads = select(*nothing, *_columns(_HEAD))
+        mine = select(*own, *(null() for _ in _HEAD))
+        mine = mine.join(runs, runs.c.id == rows.c.run_id).where(rows.c.kind.in_(kinds))
+        found = self._all(union_all(heads.where(self._is(run)), mine.where(self._is(run))))
+        if not found:
+            return None
+        written: Kinds = {kind: {} for kind in kinds}
+        for row in found:
+            if row.kind is not None:
+                written[row.kind][row.key] = row.value
         with self._reading(run):
-            return _record(run, rows) if rows else None
+            return _head(next(row for row in found if row.kind is None)), written
 
-    def scan(
-        self,
-        cursor: str = "",
-        count: int = 100,
-        *,
-        state: State | None = None,
-        name: str | None = None,
-        tag: str | None = None,
-    ) -> tuple[list[Summary], str]:
-        wanted = [runs.c.prefix == self.options.prefix, runs.c.expires_at > now()]
-        if cursor:
-            wanted.append(runs.c.id < int(cursor))
-        if state is not None:
-            wanted.append(runs.c.state == state.value)
-        if name is not None:
-            wanted.append(runs.c.name == name)
-        if tag is not None:  # finds some that do not have it, too
-            wanted.append(runs.c.tags.contains(orjson.dumps(tag).decode(), autoescape=True))
-        columns = [runs.c[column] for column in _SUMMARY]
-        query = select(runs.c.id, *columns).where(*wanted).order_by(runs.c.id.desc())
-        rows = self._rows(query.limit(count + 1))
-        summaries = [self._summary(row) for row in rows[:count]]
-        following = str(rows[count - 1].id) if len(rows) > count else ""
-        return [each for each in summaries if each.matches(state, name, tag)], following
+    def rows(self, run: str, kind: str, keys: Sequence[str] | None) -> Mapping[str, bytes]:
+        query = select(rows.c.key, rows.c.value)
+        query = query.where(rows.c.run_id == self._id(run), rows.c.kind == kind)
+        parts = [query]
+        if keys is not None:
+            parts = [query.where(rows.c.key.in_(some)) for some in _chunks(keys)]
+        return {row.key: row.value for part in parts for row in self._all(part)}
+
+    def heads(self, before: tuple[float, str] | None, count: int) -> list[Head]:
+        return self._heads(before, count)
+
+    def _heads(self, before: tuple[float, str] | None, count: int, *only: Any) -> list[Head]:
+        """Heads without what is long and no part of a listing."""
+        wanted = [runs.c.prefix == self.options.prefix, runs.c.expires_at > time.time(), *only]
+        if before is not None:
+            at, run = before
+            equal = and_(runs.c.created_at == at, runs.c.run < run)
+            wanted.append(or_(runs.c.created_at < at, equal))
+        columns = _columns([name for name in _HEAD if name != "meta"])
+        query = select(*columns, _DUE.label("due")).where(*wanted)
+        query = query.order_by(runs.c.created_at.desc(), runs.c.run.desc()).limit(count)
+        heads = []
+        for row in self._all(query):
+            with self._reading(row.run):
+                heads.append(_head(row))
+        return heads
 
     def delete(self, run: str) -> bool:
         return self._count(delete(runs).where(self._is(run))) > 0
 
+    # --- owners ----------------------------------------------------------------------------
+
+    def renew(self, owners: Sequence[str], seconds: float) -> None:
+        if owners:
+            statement = self._upsert(owner_table, "until").values(
+                prefix=self.options.prefix, owner=bindparam("name"), until=now() + seconds
+            )
+            # In one order, so that none waits for another in a circle.
+            names = [{"name": owner} for owner in sorted(set(owners))]
+            with self._writing() as connection:
+                connection.execute(statement, names)
+
+    def owners(self) -> dict[str, float]:
+        query = select(owner_table.c.owner, (owner_table.c.until - now()).label("left"))
+        found = self._all(query.where(owner_table.c.prefix == self.options.prefix))
+        return {row.owner: row.left for row in found}
+
+    def retire(self, owners: Sequence[str]) -> None:
+        mine = owner_table.c.prefix == self.options.prefix
+        for some in _chunks(owners):
+            self._count(delete(owner_table).where(mine, owner_table.c.owner.in_(some)))
+
     # --- made faster, and what a database needs besides --------------------------------------
 
     def peek(self, run: str) -> tuple[State, int] | None:
-        rows = self._rows(select(runs.c.state, runs.c.generation).where(self._is(run)))
+        found = self._all(select(runs.c.state, runs.c.generation).where(self._is(run)))
         with self._reading(run):
-            return (State(rows[0].state), rows[0].generation) if rows else None
+            return (State(found[0].state), found[0].generation) if found else None
 
-    def finished(self, run: str, slots: Sequence[str]) -> set[str]:
-        return {row.slot for row in self._results(select(results.c.slot), run, slots)}
+    def finished(self, run: str, addresses: Sequence[str]) -> set[str]:
+        mine = rows.c.run_id == self._id(run), rows.c.kind == "result"
+        query = select(rows.c.key).where(*mine)
+        found: set[str] = set()
+        for some in _chunks(addresses):
+            found.update(row.key for row in self._all(query.where(rows.c.key.in_(some))))
+        return found
+
+    def unfinished(self, cursor: str = "", count: int = 500) -> tuple[list[Summary], str]:
+        before = None
+        if cursor:
+            created, _, last = cursor.partition(" ")
+            before = float(created), last
+        heads = self._heads(before, count, or_(runs.c.state == State.RUNNING.value, _DUE > 0))
+        following = f"{heads[-1].created_at!r} {heads[-1].run}" if len(heads) == count else ""
+        return [head.summary() for head in heads], following
 
     def check(self) -> list[str]:
         try:
@@ -335,13 +266,10 @@ class SQLStore(ResultStore):
         return self._do(work)
 
     def prune(self, limit: int = 1000) -> int:
-        expired = and_(runs.c.prefix == self.options.prefix, runs.c.expires_at <= now())
-        query = select(runs.c.id).where(expired).order_by(runs.c.expires_at).limit(limit)
-        ids, deleted = [row.id for row in self._rows(query)], 0
-        for some in _chunks(ids):
-            gone = delete(runs).where(runs.c.id.in_(some), runs.c.expires_at <= now())
-            deleted += self._count(gone)
-        return deleted
+        expired = runs.c.prefix == self.options.prefix, runs.c.expires_at <= time.time()
+        ids = [row.id for row in self._all(select(runs.c.id).where(*expired).limit(limit))]
+        gone = delete(runs).where(*expired)
+        return sum(self._count(gone.where(runs.c.id.in_(some))) for some in _chunks(ids))
 
     def close(self) -> None:
         engine = self._engines.pop(os.getpid(), None)
@@ -365,8 +293,9 @@ class SQLStore(ResultStore):
             pool_reset_on_return=None,
             pool_recycle=3600,  # servers close what is idle for long
             pool_timeout=20,
+            pool_size=int(self._own.get("pool_size", "5")),
             hide_parameters=True,
-            **self._pool,
+            connect_args=dict(self.arguments),
         )
 
         @event.listens_for(engine, "connect")
@@ -375,39 +304,46 @@ class SQLStore(ResultStore):
 
         return engine
 
-    def _do(self, work: Callable[[Connection], T]) -> T:
-        """What *work* returns, which is given a connection; once more when it collides."""
-        for tries in range(1, _TRIES + 1):
-            try:
-                with self._engine.connect() as connection, _intact(connection):
-                    return work(connection)
-            except (DBAPIError, PoolTimeout) as exc:
-                error = self._translated(exc)
-                if error is not None:
-                    raise error from exc
-                last = exc
-                time.sleep(random.uniform(0, 0.005 * 2**tries))
-        reason = getattr(last, "orig", last)
-        raise StoreUnavailable(f"{self!r}: in vain after {_TRIES} tries: {reason}") from last
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        try:
+            with self._engine.connect() as connection, _intact(connection):
+                yield connection
+        except (DBAPIError, PoolTimeout) as exc:
+            raise self._translated(exc) from exc
 
-    def _rows(self, query: Any) -> Sequence[Any]:
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A connection in a transaction."""
+        with self._connection() as connection, self._transaction(connection):
+            yield connection
+
+    @contextmanager
+    def _transaction(self, connection: Connection) -> Iterator[None]:
+        self._begin(connection)
+        try:
+            yield
+        except (SQLAlchemyError, ClutchError):
+            if not connection.invalidated:
+                connection.exec_driver_sql("ROLLBACK")
+            raise
+        connection.exec_driver_sql("COMMIT")
+
+    def _do(self, work: Callable[[Connection], T]) -> T:
+        """What *work* returns, which is given a connection."""
+        with self._connection() as connection:
+            return work(connection)
+
+    def _all(self, query: Any) -> Sequence[Any]:
         return self._do(lambda connection: connection.execute(query).all())
 
     def _count(self, statement: Any) -> int:
         return self._do(lambda connection: connection.execute(statement).rowcount)
 
-    def _results(self, query: Any, run: str, slots: Sequence[str]) -> Iterator[Any]:
-        query = query.join(runs, runs.c.id == results.c.run_id).where(self._is(run))
-        for some in _chunks(slots):
-            yield from self._rows(query.where(results.c.slot.in_(some)))
-
-    def _translated(self, exc: DBAPIError | PoolTimeout) -> ClutchError | None:
-        """The error to raise; None if the transaction may be tried again."""
-        kind: type[ClutchError] | None = StoreUnavailable
-        if isinstance(exc, DBAPIError):
-            kind = StoreUnavailable if exc.connection_invalidated else self._judge(exc)
-        if kind is None:
-            return None
+    def _translated(self, exc: DBAPIError | PoolTimeout) -> ClutchError:
+        kind: type[ClutchError] = StoreUnavailable
+        if isinstance(exc, DBAPIError) and not exc.connection_invalidated:
+            kind = self._judge(exc)
         reason = str(getattr(exc, "orig", None) or exc)
         if kind is ConfigurationError:
             first = reason.partition("\n")[0]
@@ -416,45 +352,48 @@ class SQLStore(ResultStore):
 
     # --- private ---------------------------------------------------------------------------
 
-    def _parse(self, url: str) -> tuple[URL, dict[str, Any]]:
-        """What to connect to, and options of the pool.
+    def _parse(self, url: str) -> tuple[URL, dict[str, str]]:
+        """What to connect to, and what is for this store.
 
         Raises:
             ConfigurationError: without the credentials of *url*.
         """
         try:
             parsed = make_url(url).set(drivername=self.scheme)
-            size = parsed.query.get("pool_size", "5")
-            pool = {"pool_size": int(str(size))}
+            own = {name: str(parsed.query[name]) for name in _OURS if name in parsed.query}
+            int(own.get("pool_size", "5"))
         except (ArgumentError, ValueError):  # their texts may have a piece of the password
             raise ConfigurationError(
                 f"{without_secrets(url)} is not the URL of a database"
             ) from None
         if problem := self._problem(parsed):
             raise ConfigurationError(f"{without_secrets(url)} {problem}")
-        parsed = parsed.difference_update_query(["pool_size"])
+        parsed = parsed.difference_update_query(_OURS)
         defaults = {key: value for key, value in self.defaults.items() if key not in parsed.query}
-        parsed = parsed.update_query_dict(defaults)
-        return parsed, pool
+        return parsed.update_query_dict(defaults), own
 
-    def _key(self, run: str) -> tuple[str, str]:
-        return self.options.prefix, run
-
-    @property
-    def _ttls(self) -> tuple[float, float]:
-        return self.options.ttl, self.options.result_ttl
+    def _named(self, run: str) -> Any:
+        return and_(runs.c.prefix == self.options.prefix, runs.c.run == run)
 
     def _is(self, run: str) -> Any:
-        key = runs.c.prefix == self.options.prefix, runs.c.run == run
-        return and_(*key, runs.c.expires_at > now())
+        return and_(self._named(run), runs.c.expires_at > time.time())
 
-    def _summary(self, row: Any) -> Summary:
-        with self._reading(row.run):
-            values = {column: getattr(row, column) for column in _SUMMARY}
-            tags = orjson.loads(row.tags)
-            if not isinstance(tags, list):
-                raise TypeError("its tags are no list")
-            return Summary(**{**values, "tags": tuple(tags), "state": State(row.state)})
+    def _id(self, run: str) -> Any:
+        return select(runs.c.id).where(self._is(run)).scalar_subquery()
+
+    def _write(self, connection: Connection, id: int, work: Rows) -> None:
+        gone: list[Any] = [rows.c.kind.in_(work.cleared)] if work.cleared else []
+        written = []
+        for kind, changed in work.changed.items():
+            for some in _chunks([key for key, value in changed.items() if value is None]):
+                gone.append(and_(rows.c.kind == kind, rows.c.key.in_(some)))
+            written += [(kind, key, value) for key, value in changed.items() if value is not None]
+        if gone:
+            connection.execute(delete(rows).where(rows.c.run_id == id, or_(*gone)))
+        if written:
+            names = ("run_id", "kind", "key", "value")
+            values = [dict(zip(names, (id, *row), strict=True)) for row in written]
+            connection.execute(self._put, values)
 
     @contextmanager
     def _reading(self, run: str) -> Iterator[None]:
@@ -464,30 +403,87 @@ class SQLStore(ResultStore):
             raise CorruptRecord(f"the record of run {run!r} cannot be read: {exc!r}") from None
 
 
-_TIMES = ("created_at", "updated_at", "ended_at")
-_NUMBERS = ("generation", "remaining", "done", "failing", "dead", *_TIMES)
-_SUMMARY = ("run", "name", "tags", "state", "jobs", "done", "failing", "dead", *_TIMES)
-
-
-def _record(run: str, rows: Sequence[Any]) -> Record:
-    """From the row of the run and those of jobs with marks."""
-    (own,) = [row for row in rows if row.state is not None]
-    failed = [row for row in rows if row.failure is not None]
-    return Record(
-        run=run,
-        meta=own.meta,
-        state=State(own.state),
-        **{name: getattr(own, name) for name in _NUMBERS},
-        failures={row.name: row.failure for row in failed},
-        finished=frozenset(row.name for row in failed if row.finished),
-        held={row.name: row.held for row in rows if row.held is not None},
+def replacing(statement: Any, changing: str) -> Any:
+    """`SQLAlchemyStore._upsert` where that is an ``ON CONFLICT``."""
+    keys = {"value": ("run_id", "kind", "key"), "until": ("prefix", "owner")}[changing]
+    return statement.on_conflict_do_update(
+        index_elements=keys, set_={changing: statement.excluded[changing]}
     )
 
 
-def _told(settles: Sequence[Settles], flags: Any) -> tuple[str, ...]:
-    """The steps for which a flag is up; there are no flags when there is no such run."""
-    pairs = zip(settles, flags or (), strict=False)
-    return tuple(each.step for each, flag in pairs if int(flag))
+def _columns(names: Sequence[str]) -> list[Any]:
+    return [runs.c[name] for name in names]
+
+
+def _head(row: Any) -> Head:
+    """The head of a run from a row that has some of its columns.
+
+    Raises:
+        TypeError, ValueError: it cannot be read.
+    """
+    known = {name: getattr(row, name) for name in (*_HEAD, "due") if hasattr(row, name)}
+    for name in ("tags", "ends"):
+        known[name] = orjson.loads(known[name])
+        if not isinstance(known[name], list):
+            raise TypeError(f"its {name} are no list")
+        known[name] = tuple(known[name])
+    return Head(**{**known, "state": State(row.state)})
+
+
+# --- what is asked again and again is put together once -------------------------------------------
+
+_LOCK = (
+    select(runs.c.id, *_columns(_HEAD))
+    .where(runs.c.prefix == bindparam("its_prefix"), runs.c.run == bindparam("its_run"))
+    .where(runs.c.expires_at > bindparam("moment"))
+    .with_for_update()
+)
+_UPDATE = (
+    update(runs)
+    .where(runs.c.id == bindparam("its_id"))
+    .values({name: bindparam(name) for name in _CHANGING})
+)
+_DUE = (
+    select(func.count())
+    .where(rows.c.run_id == runs.c.id, rows.c.kind == "due")
+    .correlate(runs)
+    .scalar_subquery()
+)
+_TOGETHER = ("result", "failure", "held", "lease")
+_OF_RUN = select(rows.c.key, rows.c.value).where(rows.c.run_id == bindparam("its_id"))
+_OF_KIND = _OF_RUN.where(rows.c.kind == bindparam("its_kind"))
+_ONE = _OF_KIND.where(rows.c.key == bindparam("its_key"))
+_OF_JOB = _OF_RUN.with_only_columns(rows.c.kind, rows.c.value).where(
+    rows.c.key == bindparam("its_key"), rows.c.kind.in_(_TOGETHER)
+)
+
+
+class _Loader:
+    """Reads rows of a run. Those of a job come together: who asks for one asks for others."""
+
+    def __init__(self, connection: Connection, id: int) -> None:
+        self._connection = connection
+        self._id = id
+        self._jobs: dict[str, dict[str, bytes]] = {}
+
+    def __call__(self, kind: str, keys: Sequence[str] | None) -> dict[str, bytes]:
+        if keys is None:
+            return self._pairs(_OF_KIND, its_kind=kind)
+        if len(keys) > 1:
+            found: dict[str, bytes] = {}
+            for some in _chunks(keys):
+                found.update(self._pairs(_OF_KIND.where(rows.c.key.in_(some)), its_kind=kind))
+            return found
+        (key,) = keys
+        if kind not in _TOGETHER:
+            return self._pairs(_ONE, its_kind=kind, its_key=key)
+        if key not in self._jobs:
+            self._jobs[key] = self._pairs(_OF_JOB, its_key=key)
+        return {key: self._jobs[key][kind]} if kind in self._jobs[key] else {}
+
+    def _pairs(self, query: Any, **values: Any) -> dict[str, bytes]:
+        found = self._connection.execute(query, {**values, "its_id": self._id})
+        return {name: value for name, value in found}
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -500,7 +496,7 @@ def _intact(connection: Connection) -> Iterator[None]:
     """Do not keep a connection that was left in the middle, as by a soft time limit."""
     try:
         yield
-    except SQLAlchemyError:
+    except (SQLAlchemyError, ClutchError):
         raise
     except BaseException:
         connection.invalidate()

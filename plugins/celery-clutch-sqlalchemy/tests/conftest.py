@@ -16,7 +16,7 @@ import pytest
 from celery_clutch.stores.base import StoreOptions
 from databases import KINDS, database, open_store
 
-from celery_clutch_sqlalchemy.store import SQLStore
+from celery_clutch_sqlalchemy.store import SQLAlchemyStore
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +57,7 @@ def empty(kind: str, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def store(url: str) -> Iterator[SQLStore]:
+def store(url: str) -> Iterator[SQLAlchemyStore]:
     """A store with a prefix of its own."""
     made = open_store(url, StoreOptions(f"test-{uuid.uuid4().hex[:12]}"))
     yield made

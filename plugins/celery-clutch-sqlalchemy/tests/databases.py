@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import OperationalError
 
 from celery_clutch_sqlalchemy import clutch_stores
-from celery_clutch_sqlalchemy.store import SQLStore
+from celery_clutch_sqlalchemy.store import SQLAlchemyStore
 
 T = TypeVar("T")
 
@@ -61,10 +61,10 @@ def database(kind: str, directory: Path) -> Iterator[str]:
     engine.dispose()
 
 
-def open_store(url: str, options: StoreOptions = StoreOptions()) -> SQLStore:
+def open_store(url: str, options: StoreOptions = StoreOptions()) -> SQLAlchemyStore:
     """A store as an app opens it."""
     store = clutch_stores()[url.partition("://")[0]](url, options)
-    assert isinstance(store, SQLStore)
+    assert isinstance(store, SQLAlchemyStore)
     return store
 
 

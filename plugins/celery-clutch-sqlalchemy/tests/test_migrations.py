@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from celery_clutch.errors import ConfigurationError
 from celery_clutch.model.status import State
-from celery_clutch.stores.base import Begun, Joins, Settles, Verdict
+from celery_clutch.stores.base import Barrier, Begun, Completion, Settles, Verdict
 from databases import open_store, plain
 from sqlalchemy import inspect
 
@@ -31,7 +31,7 @@ def test_from_nothing(empty: str) -> None:
     assert store.migrate() == [], "there is nothing left to do"
     assert version(empty) == migrate.newest()
     store.create("r", b"meta", {"0": b"page"}, 1)
-    assert store.complete("r", "0", "0", b"value", generation=0, token="t").succeeded
+    assert store.complete(Completion("r", "0", 0, b"value", "t")).succeeded
     store.close()
 
 
@@ -58,18 +58,18 @@ def test_from_the_previous_version_with_runs_in_it(empty: str) -> None:
             f"CAST('{text}' AS {octets[connection.dialect.name]})"
             for text in ("meta", "value", "page")
         )
-        run = f"1, 'clutch', 'old', 'name', '[\"tag\"]', {meta}, 'RUNNING', 3, 2, 1, 1, 0, 0"
+        run = f"1, 'clutch', 'old', {meta}, 'name', '[\"tag\"]', '[]', 2, 1, 'RUNNING', 3, 0, 0, ''"
         columns = (
-            "id, prefix, run, name, tags, meta, state, generation, jobs, remaining, done, failing,"
-            " dead, created_at, updated_at, expires_at"
+            "id, prefix, run, meta, name, tags, ends, jobs, remaining, state, generation, failing,"
+            " dead, ender, created_at, updated_at, expires_at"
         )
         connection.exec_driver_sql(
-            f"INSERT INTO clutch_run ({columns}) VALUES ({run}, 1.5, 2.5, 99999999999.5)"
+            f"INSERT INTO clutch_runs ({columns}) VALUES ({run}, 1.5, 2.5, 99999999999.5)"
         )
         if connection.dialect.name == "postgresql":
-            connection.exec_driver_sql("SELECT setval('clutch_run_id_seq', 1)")
-        connection.exec_driver_sql(f"INSERT INTO clutch_result VALUES (1, '0', {value})")
-        connection.exec_driver_sql(f"INSERT INTO clutch_page VALUES (1, 'plan', {page})")
+            connection.exec_driver_sql("SELECT setval('clutch_runs_id_seq', 1)")
+        connection.exec_driver_sql(f"INSERT INTO clutch_rows VALUES (1, 'result', '0', {value})")
+        connection.exec_driver_sql(f"INSERT INTO clutch_rows VALUES (1, 'page', 'plan', {page})")
 
     (warning,) = store.check()
     assert "revision 0001" in warning
@@ -82,16 +82,11 @@ def test_from_the_previous_version_with_runs_in_it(empty: str) -> None:
     assert (record.meta, record.state, record.generation) == (b"meta", State.RUNNING, 3)
     assert (record.created_at, record.remaining, record.done) == (1.5, 1, 1)
     assert store.page("old", "plan") == b"page"
-    assert store.begin("old", "0", "0", 3, 5) == Begun(Verdict.DONE)
-    assert store.begin("old", "1", "1", 3, 5) == Begun(Verdict.RUN)
-    done = store.complete(
-        *("old", "1", "1", b"new"),
-        generation=3,
-        token="t",
-        settles=Settles("1", "1", 1),
-        joins=Joins("end", 1),
-    )
-    assert (done.succeeded, done.settled, done.joined) == (True, "1", True)
+    assert store.begin("old", "0", 3, owner="me", limit=5) == Begun(Verdict.DONE)
+    assert store.begin("old", "1", 3, owner="me", limit=5) == Begun(Verdict.RUN)
+    barrier = Barrier("end", 1, then="page plan")
+    done = store.complete(Completion("old", "1", 3, b"new", "t", Settles("1", "1", 1), (barrier,)))
+    assert (done.succeeded, done.settled, done.pages) == (True, ("1",), {"plan": b"page"})
     assert store.values("old", ["0", "1"]) == [b"value", b"new"]
     assert [(each.name, each.tags) for each in store.scan()[0]] == [("name", ("tag",))]
     store.close()

@@ -13,45 +13,45 @@ from celery_clutch.model.status import State
 from databases import open_store
 from writers import RUN, WIDTH, write_in_threads
 
-from celery_clutch_sqlalchemy.store import SQLStore
+from celery_clutch_sqlalchemy.store import SQLAlchemyStore
 
 HERE = Path(__file__).parent
 
 
-def engage(store: SQLStore) -> None:
+def engage(store: SQLAlchemyStore) -> None:
     store.create(RUN, b"", {}, WIDTH, data={"last": b""})
 
 
-def check(store: SQLStore, told: list[dict[str, Any]]) -> None:
+def check(store: SQLAlchemyStore, told: list[dict[str, Any]]) -> None:
     """Each result counted once, and everything that is told once was told once."""
     fresh = [each["fresh"] for each in told if each.get("fresh")]
-    assert sorted(slot for slot, *_ in fresh) == sorted(f"0.{n}" for n in range(WIDTH))
+    addresses = [at for at, *_ in fresh]
+    assert sorted(addresses) == sorted(f"0.{n}" for n in range(WIDTH))
     assert sorted(remaining for *_, remaining in fresh) == list(range(WIDTH))
-    slots = [slot for slot, *_ in fresh]
-    assert store.values(RUN, slots) == [b"%d" % number for _, number, _ in fresh]
+    assert store.values(RUN, addresses) == [b"%d" % number for _, number, _ in fresh]
     assert sum(each.get("succeeded", False) for each in told) == 1
     inner = {f"0.{n}" for n in range(WIDTH) if n % 10 == 7}
-    for kind in ("reports", "settled"):
-        counts = Counter(step for each in told for step in each[kind])
-        assert counts == dict.fromkeys({"0", *inner}, 1), f"{kind}: each step once"
-    joined = {each["joined"] for each in told if each.get("joined")}
-    assert len(joined) == 1, "one job opens the barrier"
+    settled = Counter(step for each in told for step in each["settled"])
+    assert settled == dict.fromkeys({"0", *inner}, 1), "each step once"
+    due = Counter(key for each in told for key in each["due"] or ())
+    expected = {"page 1", "failure 0", *(f"failure {at}" for at in inner)}
+    assert due == dict.fromkeys(expected, 1), "and each thing that is due"
     record = store.read(RUN)
     assert record is not None
     assert (record.state, record.remaining, record.done) == (State.SUCCEEDED, 0, WIDTH)
     assert (record.failing, record.dead, record.finished) == (0, 0, inner)
-    executions = store.executions(RUN).values()
-    assert {each.starts for each in executions} == {0}, "nothing runs any more"
+    assert set(record.due) == expected
+    assert store.leases(RUN) == {}, "nothing runs any more"
 
 
-def test_threads(store: SQLStore, url: str) -> None:
+def test_threads(store: SQLAlchemyStore, url: str) -> None:
     engage(store)
     other = open_store(url, store.options)
     check(store, write_in_threads([store, other], list(range(16))))
     other.close()
 
 
-def test_processes(store: SQLStore, url: str) -> None:
+def test_processes(store: SQLAlchemyStore, url: str) -> None:
     engage(store)
     command = [sys.executable, str(HERE / "writers.py"), url, store.options.prefix]
     processes = [

@@ -12,7 +12,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from celery_clutch.stores.base import Joins, ResultStore, Settles, StoreOptions, Verdict
+from celery_clutch.stores.base import (
+    Attempted,
+    Barrier,
+    Completion,
+    ResultStore,
+    Settles,
+    StoreOptions,
+    Verdict,
+)
 from databases import open_store
 
 WIDTH = 40
@@ -21,39 +29,29 @@ RUN = "wide"
 
 def write(store: ResultStore, number: int) -> list[dict[str, Any]]:
     """Run all jobs of the run, in an order of one's own; what was told."""
-    slots, told = [f"0.{n}" for n in range(WIDTH)], []
-    random.Random(number).shuffle(slots)
-    for slot in slots:
-        token = f"{number} {slot}"
-        begun = store.begin(RUN, slot, slot, 0, 1000)
-        assert begun.verdict in (Verdict.RUN, Verdict.DONE), begun
-        step = Settles("0", slot, WIDTH)
-        if slot.endswith("7"):
-            inner = Settles(slot, slot, 1)
-            failed = store.fail(
-                *(RUN, slot, slot, b"broken"),
-                attempt=1,
-                final=False,
-                generation=0,
-                token=f"{token} fails",
-                settles=[inner, step],
-            )
-            told.append({"reports": failed.reports, "settled": failed.settled})
-        done = store.complete(
-            *(RUN, slot, slot, b"%d" % number),
-            generation=0,
-            token=token,
-            settles=step,
-            joins=Joins("page", WIDTH),
-            changes={"last": b"%d" % number},
-        )
+    addresses = [f"0.{n}" for n in range(WIDTH)]
+    told: list[dict[str, Any]] = []
+    random.Random(number).shuffle(addresses)
+    for at in addresses:
+        token = f"{number} {at}"
+        begun = store.begin(RUN, at, 0, owner=f"w{number}", limit=1000)
+        assert begun.verdict in (Verdict.RUN, Verdict.BUSY, Verdict.DROP, Verdict.DONE), begun
+        step = Settles("0", at, WIDTH)
+        if at.endswith("7"):
+            steps = Settles(at, at, 1), step
+            attempt = Attempted(RUN, at, 0, b"broken", 1, False, f"{token} fails", steps)
+            failed = store.fail(attempt)
+            told.append({"settled": failed.settled, "due": failed.recorded and failed.due})
+        barriers = (Barrier("page", WIDTH, then="page 1"),)
+        changes = {"last": b"%d" % number}
+        value = b"%d" % number
+        done = store.complete(Completion(RUN, at, 0, value, token, step, barriers, changes=changes))
         told.append(
             {
-                "fresh": done.fresh and [slot, number, done.remaining],
+                "fresh": done.fresh and [at, number, done.remaining],
                 "succeeded": done.succeeded,
-                "reports": [done.report] if done.report else [],
-                "settled": [done.settled] if done.settled else [],
-                "joined": done.joined and slot,
+                "settled": done.settled,
+                "due": done.fresh and done.due,
             }
         )
     return told

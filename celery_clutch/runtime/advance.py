@@ -1,0 +1,679 @@
+"""The only way on: what is due is loaded, and what is left of it is sent.
+
+Engage, a barrier that opens, the next branch of a narrow parallel, the end of a nested run, resume,
+the sweep and a message that came again all come here. The store says what is due; sending it twice
+is harmless, because `ResultStore.begin` gives a job to one owner.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import orjson
+from celery import Celery
+from celery.canvas import Signature
+
+from .. import signals
+from ..compile import canvas, pages, publish, record
+from ..compile.header import NAME, Header, job_due
+from ..compile.pages import Expand, Item, Narrow, Start
+from ..errors import CorruptRecord, MissingResult, NestedClutchFailed
+from ..extend import observers
+from ..extend.plugins import runtime
+from ..model import codec
+from ..model.events import JobFinished
+from ..model.status import Failure, State
+from ..stores.base import Attempted, Barrier, Completed, Completion, Record
+from . import eager, handlers
+
+logger = logging.getLogger(__name__)
+
+
+class Outbox:
+    """What is to be sent of a run: collected, then sent together.
+
+    Args:
+        app: the Celery app.
+        origin: what the headers of all jobs of the run have in common.
+        skip: the addresses of jobs that need no message: under way, or waiting for a retry.
+        dead: those of jobs that have no further attempt; they need none either.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        origin: Header,
+        skip: Collection[str] = (),
+        dead: Collection[str] = (),
+    ) -> None:
+        self.app = app
+        self.store = runtime(app).store
+        self.run = origin.run
+        self.generation = origin.generation
+        self.compiler = canvas.Compiler(app, origin)
+        self.skip = {*skip, *dead}
+        self.dead = dead
+        self.chains: list[list[Signature]] = []
+        self._published: list[str] = []  # what is sent when all is sent
+        self._later: dict[str, float] = {}  # what is due at a time of its own
+        self._seen: set[str] = set()
+        self._open: dict[str, bool] = {}
+        self._unfinished: list[str] = []  # the jobs that the way on stops at
+
+    # --- a page that is due for the first time ----------------------------------------------
+
+    def page(self, key: str, data: bytes | None = None) -> None:
+        """A page of a run in which nothing of it has begun."""
+        before = len(self.chains)
+        for start in self._load(key, data):
+            self._start(key, start)
+        self._receipt(f"page {key}", before)
+
+    def expanded(self, key: str) -> None:
+        """A page that another one stands for: what is left of it."""
+        starts = self._load(key, None)
+        done = self._finished(starts)
+        for start in starts:
+            if isinstance(start, tuple):
+                left = _left(start, done)
+                if left:
+                    self._chain(key, left)
+            else:
+                self._start(key, start)
+
+    def _start(self, key: str, start: Start) -> None:
+        if isinstance(start, Expand):
+            self.chains.append([self.compiler.advance(start.page, start.queue or None)])
+        elif isinstance(start, Narrow):
+            for each in start.starts:
+                self._start(key, each)
+        else:
+            self._chain(key, start)
+
+    # --- a job ----------------------------------------------------------------------------------
+
+    def job(self, page: str, address: str, retries: int = 0) -> None:
+        """A job and what is behind it in its chain."""
+        for chain in _chains(self._load(page, None)):
+            left = chain[_index(chain, address) :]
+            if left and left[0].at == address:
+                self._chain(page, left, due=True, retries=retries)
+                return
+        self._published.append(job_due(page, address))
+
+    def following(self, key: str, tasks: list[Signature]) -> None:
+        """The rest of a chain, as the message before carried it."""
+        before = len(self.chains)
+        self.chains.append(tasks)
+        if is_plain(tasks):
+            self._receipt(key, before)
+
+    def _chain(self, page: str, items: pages.Chain, *, due: bool = False, retries: int = 0) -> None:
+        tasks = self.compiler.chain(page, items, due=due)
+        before = len(self.chains)
+        self.chains.append(tasks)
+        if retries:
+            tasks[0].options["retries"] = retries
+        begins = begins_at(tasks[0].options)
+        if begins is not None and not is_plain(tasks):
+            key = job_due(page, items[0].at)
+            self._later[key] = begins
+            _add_receipt(tasks[0], key)
+        elif due and is_plain(tasks):
+            self._receipt(job_due(page, items[0].at), before)
+
+    # --- what is left of a run -----------------------------------------------------------------
+
+    def rest(self, key: str, data: bytes | None = None) -> None:
+        """What is left of the run from a page on."""
+        before = len(self.chains)
+        self._rest(key, data)
+        self._receipt(f"page {key}", before)
+
+    def _rest(self, key: str, data: bytes | None = None) -> None:
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        starts = self._load(key, data)
+        done = self._finished(starts)
+        for start in starts:
+            if isinstance(start, Expand):
+                self._rest(start.page)
+            elif isinstance(start, Narrow):
+                self._branches(start)
+            else:
+                self._rest_of_chain(key, start, done)
+
+    def _rest_of_chain(self, key: str, chain: pages.Chain, done: Collection[str]) -> None:
+        left = _left(chain, done)
+        if left:
+            self._unfinished.append(left[0].at)
+            if left[0].at not in self.skip:
+                self._chain(key, left)
+            return
+        for barrier in chain[-1].barriers:
+            kind, _, page = barrier.then.partition(" ")
+            if kind == "page" and self.is_open(barrier):
+                self._rest(page)
+
+    def _branches(self, narrow: Narrow) -> None:
+        """As many branches of a narrow parallel as may be under way."""
+        number = under_way = 0
+        while number < narrow.width and under_way < narrow.limit:
+            before = len(self._unfinished)
+            self._rest(f"{narrow.at}/{number}")
+            branch = f"{narrow.at}.{number}"
+            left = [each for each in self._unfinished[before:] if _is_in(each, branch)]
+            # A branch with a dead job is over: the next one runs.
+            if left and not any(_is_in(each, branch) for each in self.dead):
+                under_way += 1
+            number += 1
+        self.store.patiently(self.store.skip, self.run, narrow.at, number, self.generation)
+
+    def find(self, key: str, address: str) -> Header:
+        """The header of a job, from the page *key* or those that come after it.
+
+        Raises:
+            MissingResult: there is no such job, or the run is gone.
+        """
+        todo, seen = [key], {key}
+        while todo:
+            page = todo.pop()
+            for start in self._load(page, None):
+                for item in pages.items((start,)):
+                    if item.at == address:
+                        return Header.of_item(self.compiler.origin, page, item)
+                new = [each for each in _leads_to(start) if each not in seen]
+                seen.update(new)
+                todo.extend(new)
+        raise MissingResult(f"run {self.run} has no job {address}")
+
+    def is_open(self, barrier: Barrier) -> bool:
+        """Whether all that *barrier* waits for is done, given that one of its jobs is."""
+        if barrier.width == 1:
+            return True
+        known = self._open.get(barrier.name)
+        if known is None:
+            (count,) = self.store.patiently(self.store.counts, self.run, [barrier.name])
+            known = self._open[barrier.name] = count >= barrier.width
+        return known
+
+    # --- sending --------------------------------------------------------------------------------
+
+    def send(self) -> None:
+        """Send what was collected.
+
+        Raises:
+            compat.BROKER_ERRORS: the broker is away; what is due stays so.
+            StoreUnavailable: so is the store.
+        """
+        if self.chains:
+            if self.app.conf.task_always_eager:
+                eager.run(self.app, self.chains)
+            else:
+                publish.send_patiently(self.app, self.chains)
+        self.confirm()
+
+    def confirm(self) -> None:
+        """Record what was sent and has no other receipt."""
+        if self._later:
+            self.store.patiently(self.store.remind, self.run, self._later)
+        if self._published:
+            self.store.patiently(self.store.published, self.run, self._published)
+
+    def _receipt(self, key: str, before: int) -> None:
+        """Let the last of the messages since *before* say, when it begins, that all are sent."""
+        for index in range(len(self.chains) - 1, before - 1, -1):
+            tasks = self.chains[index]
+            begins = not is_plain(tasks) and tasks[0].task != canvas.ADVANCE
+            if begins and begins_at(tasks[0].options) is None:
+                self.chains.append(self.chains.pop(index))
+                _add_receipt(tasks[0], key)
+                return
+        self._published.append(key)
+
+    def _load(self, key: str, data: bytes | None) -> tuple[Start, ...]:
+        if data is not None:
+            return pages.loads(data)
+        return canvas.load_page(self.store, self.run, key)
+
+    def _finished(self, starts: Iterable[Start]) -> set[str]:
+        """The jobs of *starts* that have a result, without those of further pages."""
+        wanted = [item.at for start in starts if isinstance(start, tuple) for item in start]
+        found: set[str] = self.store.patiently(self.store.finished, self.run, wanted)
+        return found
+
+
+# --- what is due ------------------------------------------------------------------------------
+
+
+def follow(
+    app: Celery,
+    origin: Header,
+    due: Sequence[str],
+    found: Mapping[str, bytes],
+    chain: Sequence[Any] = (),
+) -> None:
+    """Send what a job has made due.
+
+    What cannot be sent now stays due, for a copy of the message or the sweep, and is no failure of
+    a job that has its result.
+
+    Args:
+        app: the Celery app.
+        origin: the run, and the generation that it is in.
+        due: as the store has answered.
+        found: pages among them.
+        chain: what is behind the job in its message, as Celery has it: the last is next.
+    """
+    if not due:
+        return
+    if app.conf.task_always_eager:
+        _follow(app, origin, due, found, ())
+        return
+    try:
+        _follow(app, origin, due, found, chain)
+    except Exception:
+        logger.exception("what follows in run %s is due, but could not be sent now", origin.run)
+
+
+def _follow(
+    app: Celery,
+    origin: Header,
+    due: Sequence[str],
+    found: Mapping[str, bytes],
+    chain: Sequence[Any],
+) -> None:
+    outbox = Outbox(app, origin)
+    told: list[str] = []
+    for key in due:
+        kind, _, rest = key.partition(" ")
+        if kind not in ("page", "job"):
+            told.append(key)
+            continue
+        try:
+            if kind == "page" and not origin.generation:
+                outbox.page(rest, found.get(rest))
+            elif kind == "page":
+                outbox.rest(rest, found.get(rest))
+            elif tasks := _carried(app, chain, origin.generation, key):
+                outbox.following(key, tasks)
+            else:
+                page, _, address = rest.partition(" ")
+                outbox.job(page, address)
+        except (MissingResult, CorruptRecord) as exc:
+            unreadable(app, origin, rest, exc)
+    outbox.send()
+    told.sort(key=_order)
+    for key in told:
+        tell(app, origin.run, key)
+    if told:
+        store = runtime(app).store
+        store.patiently(store.published, origin.run, told)
+
+
+def _order(key: str) -> int:
+    """A failure is told before the death that it is."""
+    return int(not key.startswith("failure "))
+
+
+def _carried(app: Celery, chain: Sequence[Any], generation: int, key: str) -> list[Signature]:
+    """The tasks of *chain* if the job that is due is the first of them, in this generation."""
+    tasks = [app.signature(each) for each in reversed(chain)]
+    if not tasks:
+        return []
+    header = (tasks[0].options.get("headers") or {}).get(NAME) or {}
+    carried = header.get("gen"), job_due(header.get("page", ""), header.get("at", ""))
+    return tasks if carried == (generation, key) else []
+
+
+def unreadable(app: Celery, origin: Header, key: str, exc: Exception) -> None:
+    """A page that is to be sent is gone, or is not what was stored: the run cannot go on."""
+    address = f"page {key}"
+    failure = handlers.describe(exc, address, canvas.ADVANCE, None)
+    failure = replace(failure, final=True)
+    fail(app, replace(origin, at=address), failure, f"page {key}")
+
+
+def tell(app: Celery, run: str, key: str) -> None:
+    """Tell who is to be told of something that has happened in a run: *key* is what is due."""
+    store = runtime(app).store
+    kind, _, where = key.partition(" ")
+    if kind == "nested":
+        recover_nested(app, run, where)
+        return
+    found = store.patiently(store.read, run)
+    if found is None:
+        return
+    meta = record.Meta.loads(found.meta)
+    if kind == "failure":
+        handlers.send(app, found, meta, "on_failure", where, where)
+    elif kind == "success":
+        handlers.send(app, found, meta, "on_success", where, None)
+    elif kind == "death":
+        handlers.send(app, found, meta, "on_death", where, None)
+        _tell_waiting(app, found, meta, where)
+    elif kind == "end":
+        if found.state is State.SUCCEEDED:
+            handlers.send(app, found, meta, "on_success", "", None)
+        _tell_waiting(app, found, meta, "")
+
+
+def _tell_waiting(app: Celery, found: Record, meta: record.Meta, address: str) -> None:
+    """Tell the job, or somebody else's canvas, that waits for the run of its end."""
+    if meta.awaited and found.state is not State.RUNNING:
+        app.signature(dict(meta.awaited)).apply_async()
+    if meta.parent is None:
+        return
+    if found.state is State.SUCCEEDED:
+        _succeeded(app, found.run, meta.parent)
+    elif found.state is State.CANCELLED:
+        fail_waiting(app, found.run, meta.parent, "it was cancelled")
+    elif found.state is State.FAILED:
+        data = found.failures.get(address)
+        failure = Failure.from_dict(orjson.loads(data)) if data else None
+        fail_waiting(app, found.run, meta.parent, "it has failed", failure)
+
+
+# --- results and failures -------------------------------------------------------------------
+
+
+def complete(
+    app: Celery,
+    header: Header,
+    done: Completion,
+    event: Callable[[], JobFinished],
+    chain: Sequence[Any] = (),
+) -> Completed:
+    """Record a result, and send what follows."""
+    own = runtime(app)
+    if observers.heard(own, signals.clutch_step_settled):
+        done = replace(done, settles=header.settles_alone())
+    answer = own.store.patiently(own.store.complete, done)
+    if answer.fresh:
+        observers.emit(own, signals.clutch_job_finished, event)
+    for step in answer.settled:
+        handlers.settled(app, header, step, failed=f"failure {step}" in answer.due)
+    if answer.succeeded:
+        handlers.finished(app, header.run)
+    origin = replace(header.origin, generation=answer.generation)
+    follow(app, origin, answer.due, answer.pages, chain)
+    return answer
+
+
+def fail(
+    app: Celery,
+    header: Header,
+    failure: Failure,
+    token: str,
+    *,
+    loud: bool = True,
+    retry_at: float | None = None,
+) -> None:
+    """Record *failure* of the job of *header*, and send what follows."""
+    own = runtime(app)
+    failed = Attempted(
+        run=header.run,
+        address=header.at,
+        generation=header.generation,
+        failure=orjson.dumps(failure.to_dict()),
+        attempt=failure.attempt,
+        final=failure.final,
+        token=token,
+        settles=header.settled_by_failure(loud=loud),
+        turns=header.narrow,
+        retry=None if retry_at is None else (header.due, retry_at),
+    )
+    answer = own.store.patiently(own.store.fail, failed)
+    if answer.recorded:
+        event = handlers.failed(header, failure)
+        observers.emit(own, signals.clutch_job_failed, lambda: event)
+    for step in answer.settled:
+        handlers.settled(app, header, step, failed=True)
+    if answer.died:
+        handlers.finished(app, header.run)
+    follow(app, header.origin, answer.due, answer.pages)
+
+
+# --- nested runs --------------------------------------------------------------------------------
+
+
+def _succeeded(app: Celery, run: str, parent: record.Parent) -> None:
+    """A nested run has succeeded: the job that waits for it has one run less to wait for."""
+    store = runtime(app).store
+    header = Header.from_dict(parent.header)
+    changes = canvas.shared_changes(store, run) if parent.shares else {}
+    outcome = orjson.dumps(record.changes_to_json(changes))
+    answer = store.patiently(store.report, header.run, header.at, run, outcome)
+    if answer is not None:
+        complete_held(app, header, parent, *answer)
+
+
+def complete_held(
+    app: Celery,
+    header: Header,
+    parent: record.Parent,
+    data: bytes,
+    outcomes: Mapping[str, bytes],
+) -> None:
+    """Complete a job from its checkpoint, if all that it waits for has succeeded."""
+    held = record.Held.loads(data)
+    if not set(held.runs) <= outcomes.keys():
+        return
+    changes = dict(held.changes)
+    for nested in held.runs:
+        changes.update(record.changes_from_json(orjson.loads(outcomes[nested])))
+    info = record.with_nested(held.info, held.runs)
+    done = completion(header, held.value, changes, info, token=f"nested {parent.task_id}")
+    event = finished_event(header, parent.task, parent.task_id, held.info)
+    answer = complete(app, header, done, event)
+    if answer.fresh:
+        for link in held.links:
+            app.signature(link).apply_async((codec.decode_result(held.value),))
+
+
+def fail_waiting(
+    app: Celery, run: str, parent: record.Parent, what: str, failure: Failure | None = None
+) -> None:
+    """Fail the job that waits for the nested *run*."""
+    store = runtime(app).store
+    header = Header.from_dict(parent.header)
+    above = store.patiently(store.peek, header.run)
+    if above is None:
+        return
+    exc = NestedClutchFailed(f"the nested clutch {run} of job {header.at} is no success: {what}")
+    own = handlers.describe(exc, header.at, parent.task, None, "")
+    if failure is not None:
+        message = f"job {failure.address} of the nested clutch {run}: {failure.message}"
+        own = replace(own, message=message, traceback=failure.traceback)
+    own = replace(own, task_id=parent.task_id, attempt=parent.attempt, final=True)
+    loud = failure is None or not parent.quiet
+    fail(app, replace(header, generation=above[1]), own, f"nested {run}", loud=loud)
+
+
+def recover_nested(app: Celery, outer: str, run: str) -> None:
+    """Let a run that a job of *outer* waits for go on, wherever it is."""
+    store = runtime(app).store
+    found = store.patiently(store.read, run)
+    if found is None:
+        return
+    meta = record.Meta.loads(found.meta)
+    if found.state is State.SUCCEEDED:
+        _tell_waiting(app, found, meta, "")
+        return
+    if found.state is not State.RUNNING:
+        reopened = reopen(app, run)
+        if reopened is None:
+            return
+        found, meta = reopened
+    outbox = Outbox(app, meta.origin(run, found.generation))
+    outbox.rest(pages.ROOT)
+    outbox.send()
+
+
+def wait_for_nested(app: Celery, header: Header, data: bytes) -> None:
+    """A job has returned before, and waits for nested runs: let what is left of them go on."""
+    store = runtime(app).store
+    held = record.Held.loads(data)
+    answer = store.patiently(store.report, header.run, header.at, "", b"")
+    if answer is None:
+        return
+    outcomes = answer[1]
+    for nested in held.runs:
+        if nested in outcomes:
+            continue
+        found = store.patiently(store.read, nested)
+        if found is None:
+            parent = record.Parent(header.to_dict(), header.task, "", 1)
+            fail_waiting(app, nested, parent, "it is gone")
+            return
+        recover_nested(app, header.run, nested)
+    if set(held.runs) <= outcomes.keys():
+        parent = record.Parent(header.to_dict(), header.task, "", 1)
+        complete_held(app, header, parent, data, outcomes)
+
+
+def reopen(app: Celery, run: str) -> tuple[Record, record.Meta] | None:
+    """Raise the generation of *run*, for what is left of it; None if it is over, or gone."""
+    store = runtime(app).store
+    found = store.patiently(store.read, run)
+    if found is None or found.state is State.SUCCEEDED:
+        return None
+    sources = (State.RUNNING, State.FAILED, State.CANCELLED)
+    if not store.transition(run, sources, State.RUNNING, found.generation):
+        return None  # somebody else has just resumed it
+    found = store.patiently(store.read, run)
+    if found is None:
+        return None
+    meta = record.Meta.loads(found.meta)
+    if found.state is State.SUCCEEDED:
+        follow(app, meta.origin(run, found.generation), tuple(found.due), {})
+        return None
+    return found, meta
+
+
+# --- pieces -------------------------------------------------------------------------------------
+
+
+def completion(
+    header: Header,
+    value: bytes,
+    changes: Mapping[str, bytes | None],
+    info: bytes,
+    token: str,
+    begins: float | None = None,
+) -> Completion:
+    """The completion of the job of *header*; *begins* is when the next one of its chain does."""
+    following = None
+    if header.next:
+        since = time.time() if begins is None else begins
+        following = job_due(header.page, header.next), since
+    return Completion(
+        run=header.run,
+        address=header.at,
+        generation=header.generation,
+        value=value,
+        token=token,
+        barriers=header.barriers,
+        next=following,
+        changes=changes,
+        info=info,
+    )
+
+
+def finished_event(
+    header: Header, task: str, task_id: str, info: bytes
+) -> Callable[[], JobFinished]:
+    """Makes what observers are told of a job that has its result."""
+
+    def make() -> JobFinished:
+        known = orjson.loads(info) if info else {}
+        return JobFinished(
+            header.run,
+            header.generation,
+            header.at,
+            task,
+            task_id,
+            attempt=known.get("attempt", 1),
+            at=time.time(),
+            seconds=known.get("seconds", 0.0),
+            context=header.context,
+        )
+
+    return make
+
+
+def header_of(app: Celery, origin: Header, address: str) -> Header:
+    """The header of the job at *address*, from the pages of its run."""
+    outbox = Outbox(app, origin)
+    return outbox.find(pages.ROOT, address)
+
+
+def begins_at(options: Mapping[str, Any]) -> float | None:
+    """When a message sent now with *options* is to begin, in seconds since the epoch; None for at
+    once."""
+    countdown, eta = options.get("countdown"), options.get("eta")
+    if countdown:
+        return time.time() + float(countdown)
+    if isinstance(eta, str):
+        try:
+            eta = datetime.fromisoformat(eta)
+        except ValueError:
+            return None
+    return eta.timestamp() if isinstance(eta, datetime) else None
+
+
+def _left(chain: pages.Chain, done: Collection[str]) -> pages.Chain:
+    """What is left of a chain: from the first job without a result on."""
+    for index, item in enumerate(chain):
+        if item.at not in done:
+            return chain[index:]
+    return ()
+
+
+def _is_in(address: str, branch: str) -> bool:
+    """Whether a job is in a branch."""
+    return address == branch or address.startswith(f"{branch}.")
+
+
+def _index(chain: Sequence[Item], address: str) -> int:
+    for index, item in enumerate(chain):
+        if item.at == address:
+            return index
+    return len(chain)
+
+
+def _chains(starts: Iterable[Start]) -> Iterable[pages.Chain]:
+    for start in starts:
+        if isinstance(start, Narrow):
+            yield from _chains(start.starts)
+        elif isinstance(start, tuple):
+            yield start
+
+
+def _leads_to(start: Start) -> list[str]:
+    """The keys of the pages that come after *start*."""
+    if isinstance(start, Expand):
+        return [start.page]
+    if isinstance(start, Narrow):
+        return [f"{start.at}/{number}" for number in range(start.width)]
+    thens = [barrier.then.partition(" ") for item in start for barrier in item.barriers]
+    return [key for kind, _, key in thens if kind == "page"]
+
+
+def is_plain(tasks: Sequence[Signature]) -> bool:
+    """Whether the first of *tasks* is not a ClutchTask, and so does not say that it begins."""
+    return len(tasks) > 1 and tasks[1].task == canvas.COLLECT
+
+
+def _add_receipt(task: Signature, key: str) -> None:
+    header = task.options["headers"][NAME]
+    known = header.get("due", [])
+    if key not in known:
+        new = {**header, "due": [*known, key]}
+        task.options["headers"] = {**task.options["headers"], NAME: new}

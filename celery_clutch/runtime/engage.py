@@ -1,0 +1,104 @@
+"""Runs are started, and taken up again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from celery import Celery
+
+from .. import signals
+from ..compile import canvas, pages, publish, record
+from ..compile.canvas import Prepared
+from ..errors import AlreadyEngaged, StoreUnavailable
+from ..extend import observers
+from ..extend.plugins import runtime
+from ..stores.machine import ROOT
+from . import advance, eager
+
+
+def engage(prepared: Prepared, options: Mapping[str, Any], *, named: bool = False) -> None:
+    """Store a run and send its first messages; *options* are for those.
+
+    When they cannot be sent the run is deleted again, so that nothing is left of it.
+
+    Args:
+        prepared: the run.
+        options: Celery's.
+        named: its id was given by the caller, who may call again when the answer was lost: a run
+            of this id of which nothing was sent yet is started, if it is of the same plan.
+
+    Raises:
+        AlreadyEngaged: a run with this id exists.
+    """
+    app = prepared.app
+    own = runtime(app)
+    since = advance.begins_at(options)
+    try:
+        prepared.create(time.time() if since is None else since)
+    except AlreadyEngaged:
+        if not (named and _is_unsent(prepared)):
+            raise
+    if prepared.meta.jobs and not app.conf.task_always_eager:
+        try:
+            _send(prepared, options, named=named)
+        except BaseException:
+            own.store.delete(prepared.run)
+            raise
+    observers.emit(own, signals.clutch_engaged, prepared.engaged)
+    if prepared.meta.jobs and app.conf.task_always_eager:
+        outbox = advance.Outbox(app, prepared.origin)
+        outbox.page(pages.ROOT, prepared.encoded[pages.ROOT])
+        outbox.confirm()
+        eager.run(app, outbox.chains, now=True)
+
+
+def _send(prepared: Prepared, options: Mapping[str, Any], *, named: bool) -> None:
+    """Send the first page where that is small, else what expands it in a worker."""
+    app, store = prepared.app, runtime(prepared.app).store
+    outbox = advance.Outbox(app, prepared.origin)
+    if pages.is_direct(prepared.first):
+        outbox.page(pages.ROOT, prepared.encoded[pages.ROOT])
+    else:
+        queue = prepared.meta.scope("").queue
+        outbox.chains.append([outbox.compiler.advance(pages.ROOT, queue)])
+    publish.send(app, outbox.chains, options)
+    try:
+        if named or not pages.is_direct(prepared.first):
+            store.published(prepared.run, [ROOT])
+        else:
+            outbox.confirm()
+    except StoreUnavailable:
+        pass  # it stays due, and is sent once more
+
+
+def _is_unsent(prepared: Prepared) -> bool:
+    """Whether the run of this id is the same, and nothing of it was sent as far as is known."""
+    store = runtime(prepared.app).store
+    found = store.read(prepared.run)
+    if found is None or ROOT not in found.due or found.generation:
+        return False
+    theirs, ours = record.Meta.loads(found.meta), prepared.meta
+    same = theirs.jobs == ours.jobs and theirs.name == ours.name
+    plan = store.page(prepared.run, canvas.PLAN)
+    return same and plan == prepared.encoded[canvas.PLAN]
+
+
+def resume(app: Celery, run: str) -> bool:
+    """Run again what has no result; whether there was anything to resume."""
+    reopened = advance.reopen(app, run)
+    if reopened is None:
+        return False
+    found, meta = reopened
+    origin = meta.origin(run, found.generation)
+    outbox = advance.Outbox(app, origin)
+    if app.conf.task_always_eager:
+        outbox.rest(pages.ROOT)
+        outbox.confirm()
+        eager.run(app, outbox.chains, now=True)
+        return True
+    signature = outbox.compiler.advance(pages.ROOT, meta.scope("").queue)
+    signature.kwargs["rest"] = True
+    publish.send(app, [[signature]])
+    return True

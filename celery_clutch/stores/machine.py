@@ -1,0 +1,774 @@
+"""The rules of a run, once, over the rows of one transaction. Pure; knows no database.
+
+A store author derives from `TransactionalStore` and says how rows are read and written; `Redis` and
+PostgreSQL have `begin`, `complete` and `fail` as scripts of their own besides, which the contract
+compares with what is here.
+
+The rows of a run are bytes by *kind* and key:
+
+========== ==================== ======================================================
+kind       key                  value
+========== ==================== ======================================================
+page       key of the page      as given to ``create``
+result     address              as given to ``complete``
+info       address              as given to ``complete``
+data       key                  as given to ``create`` or ``complete``
+lease      address              `Lease`, while the job is under way
+failure    address              ``attempt final finished``, a new line, and as given to ``fail``
+held       address              as given to ``checkpoint``
+child      address, blank, id   as given to ``report``
+barrier    name                 how many results it has counted
+member     step/member          ``done`` or ``failed``
+mark       what is marked       of this generation: how many have settled, what was reported
+due        what is due          `Due`
+========== ==================== ======================================================
+
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+
+from ..errors import AlreadyEngaged, CorruptRecord
+from ..model.status import State
+from .base import (
+    ENDED,
+    NOTHING,
+    TURNS,
+    Attempted,
+    Barrier,
+    Begun,
+    Completed,
+    Completion,
+    Due,
+    Failed,
+    Lease,
+    Missing,
+    MissingType,
+    Record,
+    ResultStore,
+    Settles,
+    Summary,
+    Turn,
+    Verdict,
+)
+
+KINDS = (
+    *("page", "result", "info", "data", "lease", "failure"),
+    *("held", "child", "barrier", "member", "mark", "due"),
+)
+"""Every kind of row."""
+
+ROOT = "page 0"
+"""What is due when a run starts, or starts again."""
+
+TELLS = ("failure ", "success ", "death ", "end ")
+"""What begins so is due to somebody who is to be told of something that has happened."""
+
+NOBODY = "-"
+"""The owner of a lease that was released; nobody of this name ever lives."""
+
+OVER = b"over"
+"""The mark of a branch that has ended, and not by a death."""
+
+Load = Callable[[str, Sequence[str] | None], Mapping[str, bytes]]
+
+
+@dataclass
+class Head:
+    """What there is of a run once. A store keeps it as columns, so that it can list by them.
+
+    ``due`` is how many rows of that kind there are; it is read only.
+    """
+
+    run: str
+    meta: bytes = b""
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+    jobs: int = 0
+    remaining: int = 0
+    state: State = State.RUNNING
+    generation: int = 0
+    failing: int = 0
+    dead: int = 0
+    ender: str = ""
+    created_at: float = 0.0
+    updated_at: float = 0.0
+    ended_at: float | None = None
+    expires_at: float = 0.0
+    due: int = 0
+
+    def drops(self, generation: int) -> bool:
+        """Whether messages of *generation* are of no use."""
+        return self.state is State.CANCELLED or self.generation != generation
+
+    def summary(self) -> Summary:
+        """As in a listing."""
+        return Summary(
+            run=self.run,
+            name=self.name,
+            tags=self.tags,
+            state=self.state,
+            jobs=self.jobs,
+            done=self.jobs - self.remaining,
+            failing=self.failing,
+            dead=self.dead,
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+            ended_at=self.ended_at,
+            due=self.due,
+        )
+
+
+@dataclass
+class Rows:
+    """The rows of one run in a transaction. What is written is kept here until the store writes it.
+
+    Args:
+        head: of the run; written back at the end.
+        load: reads rows of a kind: those with these keys, or with None all of them.
+
+    Attributes:
+        cleared: kinds of which every row is to be deleted, before what has *changed* is written.
+        changed: rows to write by kind and key; None deletes the row.
+    """
+
+    head: Head
+    load: Load
+    cleared: set[str] = field(default_factory=set)
+    changed: dict[str, dict[str, bytes | None]] = field(default_factory=dict)
+    _known: dict[str, dict[str, bytes | None]] = field(default_factory=dict)
+
+    def fetch(self, kind: str, keys: Iterable[str]) -> None:
+        """Read rows that are going to be asked for."""
+        known = self._known.setdefault(kind, {})
+        unknown = [key for key in keys if key not in known]
+        if unknown and kind not in self.cleared:
+            found = self.load(kind, unknown)
+            known.update((key, found.get(key)) for key in unknown)
+
+    def get(self, kind: str, key: str) -> bytes | None:
+        """One row; None if there is none."""
+        changed = self.changed.get(kind, {})
+        if key in changed:
+            return changed[key]
+        self.fetch(kind, (key,))
+        return self._known[kind].get(key)
+
+    def items(self, kind: str) -> dict[str, bytes]:
+        """All rows of a kind."""
+        found: dict[str, bytes | None] = {}
+        if kind not in self.cleared:
+            found.update(self.load(kind, None))
+        found.update(self.changed.get(kind, {}))
+        return {key: value for key, value in found.items() if value is not None}
+
+    def put(self, kind: str, key: str, value: bytes | None) -> None:
+        """Write a row, or delete it."""
+        self.changed.setdefault(kind, {})[key] = value
+
+    def clear(self, kind: str) -> None:
+        """Delete all rows of a kind."""
+        self.cleared.add(kind)
+        self.changed.pop(kind, None)
+        self._known[kind] = {}
+
+    def number(self, kind: str, key: str) -> int:
+        """A row that counts."""
+        return int(self.get(kind, key) or 0)
+
+    def add(self, kind: str, key: str) -> int:
+        """Count one more; how many there are now."""
+        count = self.number(kind, key) + 1
+        self.put(kind, key, b"%d" % count)
+        return count
+
+
+class TransactionalStore(ResultStore):
+    """A store that says how rows are read and written; the rules of a run are here.
+
+    What is read in a transaction must still be so when it ends: lock the run, or check and call
+    again.
+    """
+
+    # --- what a store author writes ----------------------------------------------------------
+
+    @abstractmethod
+    def transaction(self, run: str) -> AbstractContextManager[Rows | None]:
+        """The rows of a run, for this caller alone; None if there is no such run.
+
+        At the end of the block ``head``, ``cleared`` and ``changed`` are written, all of them or,
+        after an exception, none.
+        """
+
+    @abstractmethod
+    def insert(self, head: Head, rows: Mapping[str, Mapping[str, bytes]]) -> bool:
+        """Write a new run with its rows by kind and key; False, and nothing is written, if there is
+        one of this id that has not expired. One that has is replaced."""
+
+    @abstractmethod
+    def snapshot(
+        self, run: str, kinds: Sequence[str]
+    ) -> tuple[Head, dict[str, dict[str, bytes]]] | None:
+        """The head of a run and all its rows of these kinds, as of one moment."""
+
+    @abstractmethod
+    def rows(self, run: str, kind: str, keys: Sequence[str] | None) -> Mapping[str, bytes]:
+        """Rows of one kind: those with these keys, or with None all; none of a run that is not
+        there."""
+
+    @abstractmethod
+    def heads(self, before: tuple[float, str] | None, count: int) -> list[Head]:
+        """At most *count* heads, ordered by (``created_at``, ``run``), the last first; those that
+        come after *before* in that order."""
+
+    # delete, renew, owners and retire are a store's own, too.
+
+    # --- the life of a run -------------------------------------------------------------------
+
+    def create(
+        self,
+        run: str,
+        meta: bytes,
+        pages: Mapping[str, bytes],
+        jobs: int,
+        *,
+        name: str | None = None,
+        tags: Sequence[str] = (),
+        data: Mapping[str, bytes] = NOTHING,
+        ends: Iterable[State] = (),
+        due: Mapping[str, float] = NOTHING,
+    ) -> None:
+        now = time.time()
+        kinds = tuple(state.value for state in ends)
+        head = Head(run, meta, name, tuple(tags), kinds, jobs, jobs, created_at=now)
+        rows = Rows(head, lambda kind, keys: {})
+        for key, since in due.items():
+            rows.put("due", key, Due(since).dumps())
+        if not jobs:
+            _end(rows, State.SUCCEEDED)
+        self._touch(head)
+        written = {kind: dict(_present(changed)) for kind, changed in rows.changed.items()}
+        if not self.insert(head, {"page": pages, "data": data, **written}):
+            raise AlreadyEngaged(f"a run with the id {run!r} exists")
+        if head.state in ENDED:
+            self.notify(run)
+
+    def begin(
+        self,
+        run: str,
+        address: str,
+        generation: int,
+        *,
+        owner: str,
+        limit: int,
+        turn: int = 0,
+        page: str = "",
+        receipts: Sequence[str] = (),
+        lapsed: str = "",
+    ) -> Begun:
+        with self.transaction(run) as rows:
+            if rows is None or rows.head.drops(generation):
+                return Begun(Verdict.DROP)
+            self._touch(rows.head)
+            for key in receipts:
+                rows.put("due", key, None)
+            if rows.get("result", address) is not None:
+                return Begun(Verdict.DONE)
+            failure = rows.get("failure", address)
+            if failure is not None:
+                attempt, final, _ = _flags(failure)
+                if final or attempt > turn // TURNS:
+                    return Begun(Verdict.DROP)
+            held = rows.get("held", address)
+            if held is not None:
+                return Begun(Verdict.RUN, held)
+            lapses = 0
+            row = rows.get("lease", address)
+            if row is not None:
+                lease = Lease.loads(row)
+                if turn > lease.turn:
+                    lapses = lease.lapses
+                elif lease.owner in (lapsed, NOBODY):
+                    lapses = lease.lapses + 1
+                else:
+                    return Begun(Verdict.BUSY, owner=lease.owner)
+                if lapses >= limit:
+                    return Begun(Verdict.GIVE_UP)
+            lease = Lease(owner, turn, lapses, time.time(), page)
+            rows.put("lease", address, lease.dumps())
+            return Begun(Verdict.RUN)
+
+    def complete(self, done: Completion) -> Completed:
+        with self.transaction(done.run) as rows:
+            if rows is None:
+                return Completed(-1)
+            head = rows.head
+            fresh = rows.get("result", done.address) is None
+            settled = self._completed(rows, done) if fresh else []
+            due = _new(rows) if fresh else _due(rows, done.address)
+            answer = Completed(
+                remaining=head.remaining,
+                fresh=fresh,
+                generation=head.generation,
+                succeeded=head.state is State.SUCCEEDED and head.ender == (done.token or None),
+                settled=tuple(settled),
+                due=due,
+                pages=_pages(rows, due),
+            )
+        if fresh:
+            self.notify(done.run)
+        return answer
+
+    def _completed(self, rows: Rows, done: Completion) -> list[str]:
+        """Record a result; the steps that have settled with it."""
+        head, address = rows.head, done.address
+        rows.put("result", address, done.value)
+        rows.put("info", address, done.info)
+        rows.put("lease", address, None)
+        _drop_checkpoint(rows, address)
+        for key, value in done.changes.items():
+            rows.put("data", key, value)
+        _finish(rows, address)
+        if done.next is not None and head.state is not State.CANCELLED:
+            _put_due(rows, done.next[0], done.next[1], address)
+        settled: list[str] = []
+        if done.settles:
+            _settle(rows, done.settles, done, settled, failed=False)
+        for barrier in done.barriers:
+            if barrier.width == 1 or rows.add("barrier", barrier.name) == barrier.width:
+                _open(rows, barrier, done, settled)
+        head.remaining -= 1
+        if not head.remaining and head.state is State.RUNNING:
+            _end(rows, State.SUCCEEDED, done.token, address)
+        self._touch(head)
+        return settled
+
+    def fail(self, failed: Attempted) -> Failed:
+        with self.transaction(failed.run) as rows:
+            if rows is None:
+                return Failed()
+            rows.put("lease", failed.address, None)
+            head = rows.head
+            if head.generation != failed.generation:
+                return Failed()
+            known = rows.get("failure", failed.address)
+            before = (0, False) if known is None else _flags(known)[:2]
+            news = before < (failed.attempt, failed.final)
+            settled = self._failed(rows, failed, known) if news else []
+            retry = failed.retry[0] if failed.retry else ""
+            due = _new(rows) if news else _due(rows, failed.address)
+            due = tuple(key for key in due if key != retry)
+            died = head.state is State.FAILED and head.ender == (failed.token or None)
+            answer = Failed(news, died, tuple(settled), due, _pages(rows, due))
+        if news:
+            self.notify(failed.run)
+        return answer
+
+    def _failed(self, rows: Rows, failed: Attempted, known: bytes | None) -> list[str]:
+        """Record a failure that is news; the steps that have settled with it."""
+        head, address = rows.head, failed.address
+        finished = rows.get("result", address) is not None
+        if known is not None and not _flags(known)[2]:
+            _count(head, known, -1)
+        row = b"%d %d %d\n" % (failed.attempt, failed.final, finished) + failed.failure
+        rows.put("failure", address, row)
+        wanted = head.state is not State.CANCELLED
+        if not finished:
+            _count(head, row, +1)
+            if failed.retry and not failed.final and wanted:
+                _put_due(rows, failed.retry[0], failed.retry[1], address)
+            if failed.final and head.state is State.RUNNING:
+                _end(rows, State.FAILED, failed.token, address)
+        settled: list[str] = []
+        for settles in failed.settles:
+            _settle(rows, settles, failed, settled, failed=True)
+        if failed.final and not finished:
+            for turn in failed.turns:
+                _take_turn(rows, turn, failed)
+        self._touch(head)
+        return settled
+
+    def checkpoint(
+        self, run: str, address: str, held: bytes, generation: int, due: Sequence[str] = ()
+    ) -> bool:
+        with self.transaction(run) as rows:
+            if rows is None or rows.head.drops(generation):
+                return False
+            if rows.get("result", address) is not None:
+                return False
+            rows.put("held", address, held)
+            rows.put("lease", address, None)
+            for key in due:
+                _put_due(rows, key, time.time(), address)
+            self._touch(rows.head)
+            return True
+
+    def report(
+        self, run: str, address: str, child: str, outcome: bytes
+    ) -> tuple[bytes, dict[str, bytes]] | None:
+        with self.transaction(run) as rows:
+            held = None if rows is None else rows.get("held", address)
+            if rows is None or held is None:
+                return None
+            key = f"{address} {child}"
+            if rows.get("child", key) is None:
+                rows.put("child", key, outcome)
+            self._touch(rows.head)
+            return held, _children(rows, address)
+
+    def release(self, run: str, address: str, owner: str, turn: int) -> None:
+        with self.transaction(run) as rows:
+            row = None if rows is None else rows.get("lease", address)
+            if rows is None or row is None:
+                return
+            lease = Lease.loads(row)
+            if (lease.owner, lease.turn) == (owner, turn):
+                rows.put("lease", address, replace(lease, owner=NOBODY).dumps())
+
+    def transition(
+        self, run: str, sources: Iterable[State], target: State, generation: int
+    ) -> bool:
+        with self.transaction(run) as rows:
+            if rows is None or rows.head.generation != generation:
+                return False
+            head = rows.head
+            if head.state not in set(sources):
+                return False
+            if target is State.RUNNING:
+                _resume(rows)
+            else:
+                _forget_messages(rows)
+                _end(rows, target)
+            self._touch(head)
+        self.notify(run)
+        return True
+
+    def skip(self, run: str, address: str, number: int, generation: int) -> None:
+        with self.transaction(run) as rows:
+            if rows is None or rows.head.generation != generation:
+                return
+            key = f"taken {address}"
+            if rows.number("mark", key) < number:
+                rows.put("mark", key, b"%d" % number)
+
+    # --- what is due -------------------------------------------------------------------------
+
+    def remind(self, run: str, due: Mapping[str, float]) -> None:
+        with self.transaction(run) as rows:
+            if rows is None:
+                return
+            for key, since in due.items():
+                known = rows.get("due", key)
+                entry = Due.loads(known) if known is not None else Due(since)
+                rows.put("due", key, Due(since, entry.tries, entry.cause).dumps())
+
+    def tried(self, run: str, keys: Sequence[str]) -> None:
+        with self.transaction(run) as rows:
+            if rows is None:
+                return
+            for key in keys:
+                known = rows.get("due", key)
+                if known is not None:
+                    entry = Due.loads(known)
+                    again = Due(time.time(), entry.tries + 1, entry.cause)
+                    rows.put("due", key, again.dumps())
+
+    def published(self, run: str, keys: Sequence[str]) -> None:
+        with self.transaction(run) as rows:
+            if rows is not None:
+                for key in keys:
+                    rows.put("due", key, None)
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def page(self, run: str, key: str) -> bytes | MissingType:
+        return self.rows(run, "page", [key]).get(key, Missing)
+
+    def values(self, run: str, addresses: Sequence[str]) -> list[bytes | MissingType]:
+        found = self.rows(run, "result", addresses) if addresses else {}
+        return [found.get(address, Missing) for address in addresses]
+
+    def counts(self, run: str, barriers: Sequence[str]) -> list[int]:
+        found = self.rows(run, "barrier", barriers) if barriers else {}
+        return [int(found.get(name, 0)) for name in barriers]
+
+    def data(self, run: str) -> dict[str, bytes] | None:
+        found = self.snapshot(run, ("data",))
+        return None if found is None else dict(found[1].get("data", {}))
+
+    def leases(self, run: str) -> dict[str, Lease]:
+        found = self.rows(run, "lease", None)
+        return {address: _lease(address, value) for address, value in found.items()}
+
+    def infos(self, run: str) -> dict[str, bytes]:
+        return dict(self.rows(run, "info", None))
+
+    def read(self, run: str) -> Record | None:
+        found = self.snapshot(run, ("failure", "held", "due"))
+        return None if found is None else record(*found)
+
+    def scan(
+        self,
+        cursor: str = "",
+        count: int = 100,
+        *,
+        state: State | None = None,
+        name: str | None = None,
+        tag: str | None = None,
+    ) -> tuple[list[Summary], str]:
+        before = None
+        if cursor:
+            created, _, last = cursor.partition(" ")
+            before = float(created), last
+        heads = self.heads(before, count + 1)
+        page = [head.summary() for head in heads[:count]]
+        following = f"{page[-1].created_at!r} {page[-1].run}" if len(heads) > count else ""
+        return [each for each in page if each.matches(state, name, tag)], following
+
+    def notify(self, run: str) -> None:
+        """Tell who waits for the run, or watches it, that it has changed."""
+
+    def _touch(self, head: Head) -> None:
+        """Renew the time to live of a run."""
+        ended = head.state in ENDED
+        head.updated_at = time.time()
+        ttl = self.options.result_ttl if ended else self.options.ttl
+        head.expires_at = head.updated_at + ttl
+
+
+def record(head: Head, rows: Mapping[str, Mapping[str, bytes]]) -> Record:
+    """The record of a run from its rows of the kinds failure, held and due."""
+    failures: dict[str, bytes] = {}
+    finished: set[str] = set()
+    try:
+        for address, value in rows.get("failure", {}).items():
+            failures[address] = value.partition(b"\n")[2]
+            if _flags(value)[2]:
+                finished.add(address)
+        due = {key: Due.loads(value) for key, value in rows.get("due", {}).items()}
+    except ValueError as exc:
+        raise CorruptRecord(f"the rows of run {head.run!r} cannot be read: {exc!r}") from None
+    return Record(
+        run=head.run,
+        meta=head.meta,
+        state=head.state,
+        generation=head.generation,
+        jobs=head.jobs,
+        remaining=head.remaining,
+        failing=head.failing,
+        dead=head.dead,
+        created_at=head.created_at,
+        updated_at=head.updated_at,
+        ended_at=head.ended_at,
+        failures=failures,
+        finished=frozenset(finished),
+        held=dict(rows.get("held", {})),
+        due=due,
+    )
+
+
+# --- the rules ---------------------------------------------------------------------------------
+
+
+def _end(rows: Rows, state: State, token: str = "", cause: str = "") -> None:
+    """The run has reached *state*, through the job *cause*."""
+    head = rows.head
+    head.state, head.ender, head.ended_at = state, token, time.time()
+    if state.value in head.ends:
+        key = f"death {cause}" if state is State.FAILED else f"end {state.value}"
+        _put_due(rows, key, head.ended_at, cause)
+
+
+def _resume(rows: Rows) -> None:
+    """The next generation: what is done stays done, the rest is forgotten."""
+    head = rows.head
+    over = [_over(key) for key, value in rows.items("mark").items() if value == OVER]
+    for kind in ("failure", "mark"):
+        rows.clear(kind)
+    for key in over:
+        rows.put("mark", key, OVER)
+    _forget_messages(rows)
+    for key, value in rows.items("member").items():
+        step = key.rpartition("/")[0]
+        if value == b"done":
+            rows.add("mark", f"settled {step}")
+        else:
+            rows.put("member", key, None)
+    head.generation += 1
+    head.state, head.ender, head.ended_at = State.RUNNING, "", None
+    head.failing = head.dead = 0
+    if head.remaining:
+        _put_due(rows, ROOT, time.time(), "")
+    else:
+        _end(rows, State.SUCCEEDED)
+
+
+def _forget_messages(rows: Rows) -> None:
+    """Pages and jobs are no longer due; who is to be told of what has happened still is."""
+    for key in rows.items("due"):
+        if not key.startswith(TELLS):
+            rows.put("due", key, None)
+
+
+def _finish(rows: Rows, address: str) -> None:
+    """The job has its result: its failure no longer counts."""
+    head = rows.head
+    if not head.failing and not head.dead:
+        return
+    failure = rows.get("failure", address)
+    if failure is None:
+        return
+    attempt, final, _ = _flags(failure)
+    _count(head, failure, -1)
+    rows.put("failure", address, b"%d %d 1\n" % (attempt, final) + failure.partition(b"\n")[2])
+    if head.state is State.FAILED and not head.dead:
+        head.state, head.ender, head.ended_at = State.RUNNING, "", None
+
+
+def _count(head: Head, failure: bytes, by: int) -> None:
+    """Count a job without a result as dead or failing."""
+    if _flags(failure)[1]:
+        head.dead += by
+    else:
+        head.failing += by
+
+
+def _open(rows: Rows, barrier: Barrier, done: Completion, settled: list[str]) -> None:
+    """All that *barrier* waits for is done."""
+    if barrier.settles:
+        _settle(rows, barrier.settles, done, settled, failed=False)
+    if barrier.turn:
+        _take_turn(rows, barrier.turn, done)
+    if barrier.then and rows.head.state is not State.CANCELLED:
+        _put_due(rows, barrier.then, time.time(), done.address)
+
+
+def _settle(
+    rows: Rows,
+    settles: Settles,
+    by: Completion | Attempted,
+    settled: list[str],
+    *,
+    failed: bool,
+) -> None:
+    """Count a member of a step, once; what follows when the last has settled."""
+    step, key = settles.step, f"{settles.step}/{settles.member}"
+    known = rows.get("member", key)
+    if not failed:
+        rows.put("member", key, b"done")
+    elif known is None:
+        rows.put("member", key, b"failed")
+    count = rows.number("mark", f"settled {step}")
+    if known is None:
+        count = rows.add("mark", f"settled {step}")
+    if failed and settles.loud:
+        rows.put("mark", f"failed {step}", b"1")
+    if count < settles.width:
+        return
+    if known is None:
+        settled.append(step)
+    reported = rows.get("mark", f"reported {step}") or rows.head.state is State.CANCELLED
+    if rows.get("mark", f"failed {step}") and not reported:
+        rows.put("mark", f"reported {step}", b"1")
+        _put_due(rows, f"failure {step}", time.time(), by.address)
+
+
+def _take_turn(rows: Rows, turn: Turn, by: Completion | Attempted) -> None:
+    """A branch is over: the next one of its parallel that is not is due."""
+    key, cancelled = f"turn {turn.member}", rows.head.state is State.CANCELLED
+    known = rows.get("mark", key)
+    if isinstance(by, Completion):
+        rows.put("mark", key, OVER)
+    elif known is None and not cancelled:
+        rows.put("mark", key, b"dead")
+    if known is not None or cancelled:
+        return
+    key = f"taken {turn.address}"
+    number = max(rows.number("mark", key), turn.limit)
+    if rows.head.generation:
+        number = _not_over(rows, turn, number)
+    rows.put("mark", key, b"%d" % (number + 1))
+    if number < turn.width:
+        _put_due(rows, f"page {turn.address}/{number}", time.time(), by.address)
+
+
+def _not_over(rows: Rows, turn: Turn, number: int) -> int:
+    """The first branch from *number* on that was not over when the run was resumed."""
+    while number < turn.width:
+        marks = [f"over {turn.address}.{number + each}" for each in range(100)]
+        rows.fetch("mark", marks)
+        for mark in marks:
+            if not rows.get("mark", mark):
+                return number
+            number += 1
+    return number
+
+
+def _over(key: str) -> str:
+    """What stays, when the run is resumed, of the mark that a branch is over."""
+    return f"over {key.partition(' ')[2]}"
+
+
+def _put_due(rows: Rows, key: str, since: float, cause: str) -> None:
+    rows.put("due", key, Due(since, 0, cause).dumps())
+
+
+def _new(rows: Rows) -> tuple[str, ...]:
+    """What has become due in this transaction."""
+    changed = rows.changed.get("due", {})
+    return tuple(sorted(key for key, value in changed.items() if value is not None))
+
+
+def _due(rows: Rows, cause: str) -> tuple[str, ...]:
+    """What is due that follows from the job *cause*."""
+    found = [key for key, value in rows.items("due").items() if Due.loads(value).cause == cause]
+    return tuple(sorted(found))
+
+
+def _pages(rows: Rows, due: Sequence[str]) -> dict[str, bytes]:
+    """The pages that are due."""
+    keys = [key.partition(" ")[2] for key in due if key.startswith("page ")]
+    rows.fetch("page", keys)
+    return dict(_present({key: rows.get("page", key) for key in keys}))
+
+
+def _drop_checkpoint(rows: Rows, address: str) -> None:
+    """The job has completed: what it has put away, and what was reported to it, is over."""
+    if rows.get("held", address) is None:
+        return
+    rows.put("held", address, None)
+    for child in _children(rows, address):
+        rows.put("child", f"{address} {child}", None)
+
+
+def _children(rows: Rows, address: str) -> dict[str, bytes]:
+    """What was reported to the job at *address*, by child."""
+    found: dict[str, bytes] = {}
+    for key, value in rows.items("child").items():
+        job, _, child = key.partition(" ")
+        if job == address:
+            found[child] = value
+    return found
+
+
+def _flags(failure: bytes) -> tuple[int, bool, bool]:
+    """The attempt of a failure, whether it was final, and whether the job has a result since."""
+    attempt, final, finished = failure.partition(b"\n")[0].split()
+    return int(attempt), final == b"1", finished == b"1"
+
+
+def _lease(address: str, value: bytes) -> Lease:
+    try:
+        return Lease.loads(value)
+    except ValueError as exc:
+        raise CorruptRecord(f"the lease of job {address} cannot be read: {exc!r}") from None
+
+
+def _present(rows: Mapping[str, bytes | None]) -> Iterable[tuple[str, bytes]]:
+    return ((key, value) for key, value in rows.items() if value is not None)

@@ -1,0 +1,445 @@
+-- What is on the path of a job, each in one round trip and one transaction. The rules are those of
+-- celery_clutch.stores.machine, and so are the rows.
+--
+-- Each function locks the row of the run first. Every statement of a volatile function sees what
+-- others have committed before it (READ COMMITTED), so from there on a run has one writer.
+-- Parameters are p_, variables v_, what is returned o_. Times are those of the caller's clock.
+
+-- A run that is being written, the job by which it is, and what has come of it.
+CREATE TYPE clutch_work AS (
+    id bigint, ends text, remaining bigint, state text, generation bigint, failing bigint,
+    dead bigint, ender text, ended_at double precision,
+    by_job text, at_time double precision, made text[], settled text[]
+);
+--;
+CREATE FUNCTION clutch_text(p_value bytea) RETURNS text
+LANGUAGE sql STABLE AS $$ SELECT convert_from(p_value, 'UTF8') $$;
+--;
+-- The time now, if it was p_now when the caller called, who may have waited since.
+CREATE FUNCTION clutch_now(p_now double precision) RETURNS double precision
+LANGUAGE sql VOLATILE AS $$
+    SELECT p_now + extract(epoch FROM clock_timestamp() - statement_timestamp())
+$$;
+--;
+-- What reads or writes is PL/pgSQL, which keeps its plans.
+CREATE FUNCTION clutch_get(p_id bigint, p_kind text, p_key text) RETURNS bytea
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT value FROM clutch_rows WHERE run_id = p_id AND kind = p_kind AND key = p_key);
+END $$;
+--;
+CREATE FUNCTION clutch_put(p_id bigint, p_kind text, p_key text, p_value text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO clutch_rows VALUES (p_id, p_kind, p_key, convert_to(p_value, 'UTF8'))
+    ON CONFLICT (run_id, kind, key) DO UPDATE SET value = excluded.value;
+END $$;
+--;
+CREATE FUNCTION clutch_number(p_id bigint, p_kind text, p_key text) RETURNS bigint
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN coalesce(clutch_text((
+        SELECT value FROM clutch_rows WHERE run_id = p_id AND kind = p_kind AND key = p_key
+    ))::bigint, 0);
+END $$;
+--;
+CREATE FUNCTION clutch_add(p_id bigint, p_kind text, p_key text) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_number bigint;
+BEGIN
+    INSERT INTO clutch_rows AS old VALUES (p_id, p_kind, p_key, '1')
+    ON CONFLICT (run_id, kind, key)
+    DO UPDATE SET value = convert_to((clutch_text(old.value)::bigint + 1)::text, 'UTF8')
+    RETURNING clutch_text(value)::bigint INTO v_number;
+    RETURN v_number;
+END $$;
+--;
+-- The attempt of a failure, whether it was final, and whether the job has a result since.
+CREATE FUNCTION clutch_flags(p_failure bytea) RETURNS bigint[]
+LANGUAGE plpgsql STABLE STRICT AS $$
+BEGIN
+    RETURN string_to_array(
+        clutch_text(substring(p_failure FROM 1 FOR position('\x0a'::bytea IN p_failure) - 1)), ' '
+    )::bigint[];
+END $$;
+--;
+-- Locks a run. Its id is null if there is none.
+CREATE FUNCTION clutch_lock(
+    p_prefix text, p_run text, p_address text, p_now double precision, p_wait text
+) RETURNS clutch_work
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_work clutch_work;
+BEGIN
+    PERFORM set_config('lock_timeout', p_wait, true);
+    SELECT id, ends, remaining, state, generation, failing, dead, ender, ended_at,
+        p_address, p_now, '{}', '{}'
+    INTO v_work FROM clutch_runs
+    WHERE prefix = p_prefix AND run = p_run AND expires_at > p_now FOR UPDATE;
+    v_work.at_time := clutch_now(p_now);
+    RETURN v_work;
+END $$;
+--;
+-- Writes what is new of a run.
+CREATE FUNCTION clutch_touch(p_work clutch_work, p_ttl double precision, p_result_ttl double precision)
+RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE clutch_runs SET
+        remaining = p_work.remaining, state = p_work.state, failing = p_work.failing,
+        dead = p_work.dead, ender = p_work.ender, ended_at = p_work.ended_at,
+        updated_at = p_work.at_time,
+        expires_at = p_work.at_time
+            + CASE WHEN p_work.state = 'RUNNING' THEN p_ttl ELSE p_result_ttl END
+    WHERE id = p_work.id;
+END $$;
+--;
+CREATE FUNCTION clutch_put_due(p_work clutch_work, p_key text, p_since double precision)
+RETURNS clutch_work
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM clutch_put(p_work.id, 'due', p_key, concat_ws(' ', p_since, 0, p_work.by_job));
+    p_work.made := p_work.made || p_key;
+    RETURN p_work;
+END $$;
+--;
+-- The run has reached a state; who waits for it is told.
+CREATE FUNCTION clutch_end(p_work clutch_work, p_state text, p_token text, p_due text)
+RETURNS clutch_work
+LANGUAGE plpgsql AS $$
+BEGIN
+    p_work.state := p_state;
+    p_work.ender := p_token;
+    p_work.ended_at := p_work.at_time;
+    IF p_work.ends::jsonb ? p_state THEN
+        p_work := clutch_put_due(p_work, p_due, p_work.at_time);
+    END IF;
+    PERFORM pg_notify('clutch_' || p_work.id, '');
+    RETURN p_work;
+END $$;
+--;
+-- Counts a job without a result as dead or failing.
+CREATE FUNCTION clutch_count(p_work clutch_work, p_final bigint, p_by bigint) RETURNS clutch_work
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_final = 1 THEN
+        p_work.dead := p_work.dead + p_by;
+    ELSE
+        p_work.failing := p_work.failing + p_by;
+    END IF;
+    RETURN p_work;
+END $$;
+--;
+-- Counts a member of a step, once; what follows when the last has settled.
+CREATE FUNCTION clutch_settle(p_work clutch_work, p_settles jsonb, p_failed boolean)
+RETURNS clutch_work
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_id bigint := p_work.id;
+    v_step text := p_settles->>'step';
+    v_key text := v_step || '/' || (p_settles->>'member');
+    v_new boolean := clutch_get(v_id, 'member', v_key) IS NULL;
+    v_count bigint;
+BEGIN
+    IF NOT p_failed OR v_new THEN
+        PERFORM clutch_put(v_id, 'member', v_key, CASE WHEN p_failed THEN 'failed' ELSE 'done' END);
+    END IF;
+    IF v_new THEN
+        v_count := clutch_add(v_id, 'mark', 'settled ' || v_step);
+    ELSE
+        v_count := clutch_number(v_id, 'mark', 'settled ' || v_step);
+    END IF;
+    IF p_failed AND (p_settles->>'loud')::boolean THEN
+        PERFORM clutch_put(v_id, 'mark', 'failed ' || v_step, '1');
+    END IF;
+    IF v_count < (p_settles->>'width')::bigint THEN
+        RETURN p_work;
+    END IF;
+    IF v_new THEN
+        p_work.settled := p_work.settled || v_step;
+    END IF;
+    IF p_work.state <> 'CANCELLED' AND clutch_get(v_id, 'mark', 'failed ' || v_step) IS NOT NULL
+        AND clutch_get(v_id, 'mark', 'reported ' || v_step) IS NULL
+    THEN
+        PERFORM clutch_put(v_id, 'mark', 'reported ' || v_step, '1');
+        p_work := clutch_put_due(p_work, 'failure ' || v_step, p_work.at_time);
+    END IF;
+    RETURN p_work;
+END $$;
+--;
+-- A branch is over: the next one of its parallel is due.
+CREATE FUNCTION clutch_turn(p_work clutch_work, p_turn jsonb) RETURNS clutch_work
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_over text := 'turn ' || (p_turn->>'member');
+    v_address text := p_turn->>'address';
+    v_number bigint;
+BEGIN
+    IF p_work.state = 'CANCELLED' OR clutch_get(p_work.id, 'mark', v_over) IS NOT NULL THEN
+        RETURN p_work;
+    END IF;
+    PERFORM clutch_put(p_work.id, 'mark', v_over, '1');
+    v_number := greatest(
+        clutch_number(p_work.id, 'mark', 'taken ' || v_address), (p_turn->>'limit')::bigint
+    );
+    PERFORM clutch_put(p_work.id, 'mark', 'taken ' || v_address, (v_number + 1)::text);
+    IF v_number < (p_turn->>'width')::bigint THEN
+        p_work := clutch_put_due(p_work, 'page ' || v_address || '/' || v_number, p_work.at_time);
+    END IF;
+    RETURN p_work;
+END $$;
+--;
+-- What a call has made due, or what was due before because of the job; and the pages among it.
+CREATE FUNCTION clutch_due(
+    p_work clutch_work, p_new boolean, p_but text,
+    OUT o_due text[], OUT o_keys text[], OUT o_pages bytea[]
+)
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_new THEN
+        o_due := ARRAY(
+            SELECT each FROM unnest(p_work.made) AS each WHERE each <> p_but
+            GROUP BY each ORDER BY each COLLATE "C"
+        );
+    ELSE
+        o_due := ARRAY(
+            SELECT key FROM clutch_rows
+            WHERE run_id = p_work.id AND kind = 'due' AND key <> p_but
+                AND regexp_replace(clutch_text(value), '^[^ ]* [^ ]* ', '') = p_work.by_job
+            ORDER BY key
+        );
+    END IF;
+    o_keys := '{}';
+    o_pages := '{}';
+    IF o_due <> '{}' THEN
+        SELECT coalesce(array_agg(key), '{}'), coalesce(array_agg(value), '{}')
+        INTO o_keys, o_pages
+        FROM clutch_rows
+        WHERE run_id = p_work.id AND kind = 'page' AND key = ANY (
+            ARRAY(SELECT substr(each, 6) FROM unnest(o_due) AS each WHERE left(each, 5) = 'page ')
+        );
+    END IF;
+END $$;
+--;
+-- The verdicts are 1 run, 2 done, 3 drop, 4 give up, 5 busy.
+CREATE FUNCTION clutch_begin(
+    p_prefix text, p_run text, p_address text, p_generation bigint, p_owner text, p_limit bigint,
+    p_turn bigint, p_page text, p_receipts text[], p_lapsed text,
+    p_now double precision, p_ttl double precision, p_result_ttl double precision, p_wait text,
+    OUT o_verdict integer, OUT o_held bytea, OUT o_owner text
+)
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_id bigint;
+    v_now double precision;
+    v_flags bigint[];
+    v_lease text;
+    v_lapses bigint := 0;
+BEGIN
+    o_verdict := 3;
+    o_owner := '';
+    PERFORM set_config('lock_timeout', p_wait, true);
+    UPDATE clutch_runs SET
+        updated_at = clutch_now(p_now),
+        expires_at = clutch_now(p_now) + CASE WHEN state = 'RUNNING' THEN p_ttl ELSE p_result_ttl END
+    WHERE prefix = p_prefix AND run = p_run AND expires_at > p_now
+        AND state <> 'CANCELLED' AND generation = p_generation
+    RETURNING id, updated_at INTO v_id, v_now;
+    IF v_id IS NULL THEN
+        RETURN;
+    END IF;
+    IF p_receipts <> '{}' THEN
+        DELETE FROM clutch_rows
+        WHERE run_id = v_id AND kind = 'due' AND key = ANY (p_receipts);
+    END IF;
+    IF EXISTS (
+        SELECT FROM clutch_rows
+        WHERE run_id = v_id AND kind = 'result' AND key = p_address
+    ) THEN
+        o_verdict := 2;
+        RETURN;
+    END IF;
+    v_flags := clutch_flags(clutch_get(v_id, 'failure', p_address));
+    IF v_flags[2] = 1 OR v_flags[1] > p_turn / 100 THEN
+        RETURN;
+    END IF;
+    o_held := clutch_get(v_id, 'held', p_address);
+    IF o_held IS NOT NULL THEN
+        o_verdict := 1;
+        RETURN;
+    END IF;
+    v_lease := clutch_text(clutch_get(v_id, 'lease', p_address));
+    IF v_lease IS NOT NULL THEN
+        v_lapses := split_part(v_lease, ' ', 3)::bigint;
+        IF p_turn <= split_part(v_lease, ' ', 2)::bigint THEN
+            IF split_part(v_lease, ' ', 1) NOT IN (p_lapsed, '-') THEN
+                o_verdict := 5;
+                o_owner := split_part(v_lease, ' ', 1);
+                RETURN;
+            END IF;
+            v_lapses := v_lapses + 1;
+        END IF;
+        IF v_lapses >= p_limit THEN
+            o_verdict := 4;
+            RETURN;
+        END IF;
+    END IF;
+    o_verdict := 1;
+    PERFORM clutch_put(
+        v_id, 'lease', p_address,
+        concat_ws(' ', p_owner, p_turn, v_lapses, v_now, p_page)
+    );
+END $$;
+--;
+CREATE FUNCTION clutch_complete(
+    p_prefix text, p_run text, p_address text, p_value bytea, p_token text, p_info bytea,
+    p_keys text[], p_values bytea[], p_told jsonb,
+    p_now double precision, p_ttl double precision, p_result_ttl double precision, p_wait text,
+    OUT o_remaining bigint, OUT o_fresh boolean, OUT o_generation bigint, OUT o_succeeded boolean,
+    OUT o_settled text[], OUT o_due text[], OUT o_keys text[], OUT o_pages bytea[]
+)
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_work clutch_work := clutch_lock(p_prefix, p_run, p_address, p_now, p_wait);
+    v_failure bytea;
+    v_flags bigint[];
+    v_each jsonb;
+BEGIN
+    o_remaining := -1; o_fresh := false; o_generation := 0; o_succeeded := false;
+    o_settled := '{}'; o_due := '{}'; o_keys := '{}'; o_pages := '{}';
+    IF v_work.id IS NULL THEN
+        RETURN;
+    END IF;
+    INSERT INTO clutch_rows
+    VALUES (v_work.id, 'result', p_address, p_value), (v_work.id, 'info', p_address, p_info)
+    ON CONFLICT DO NOTHING;
+    o_fresh := FOUND;
+    IF o_fresh THEN
+        DELETE FROM clutch_rows
+        WHERE run_id = v_work.id AND kind = 'lease' AND key = p_address;
+        DELETE FROM clutch_rows
+        WHERE run_id = v_work.id AND kind = 'held' AND key = p_address;
+        IF FOUND THEN
+            DELETE FROM clutch_rows
+            WHERE run_id = v_work.id AND kind = 'child' AND split_part(key, ' ', 1) = p_address;
+        END IF;
+        IF p_keys <> '{}' THEN
+            DELETE FROM clutch_rows
+            WHERE run_id = v_work.id AND kind = 'data' AND key = ANY (p_keys);
+            INSERT INTO clutch_rows SELECT v_work.id, 'data', name, content
+            FROM unnest(p_keys, p_values) AS given (name, content) WHERE content IS NOT NULL;
+        END IF;
+        IF v_work.failing <> 0 OR v_work.dead <> 0 THEN
+            v_failure := clutch_get(v_work.id, 'failure', p_address);
+        END IF;
+        IF v_failure IS NOT NULL THEN
+            v_flags := clutch_flags(v_failure);
+            v_work := clutch_count(v_work, v_flags[2], -1);
+            UPDATE clutch_rows SET value = convert_to(v_flags[1] || ' ' || v_flags[2] || ' 1', 'UTF8')
+                || substring(value FROM position('\x0a'::bytea IN value))
+            WHERE run_id = v_work.id AND kind = 'failure' AND key = p_address;
+            IF v_work.state = 'FAILED' AND v_work.dead = 0 THEN
+                v_work.state := 'RUNNING'; v_work.ender := ''; v_work.ended_at := NULL;
+            END IF;
+        END IF;
+        IF p_told->'next' <> 'null' AND v_work.state <> 'CANCELLED' THEN
+            v_work := clutch_put_due(
+                v_work, p_told->'next'->>0, (p_told->'next'->>1)::double precision
+            );
+        END IF;
+        IF p_told->'settles' <> 'null' THEN
+            v_work := clutch_settle(v_work, p_told->'settles', false);
+        END IF;
+        FOR v_each IN SELECT * FROM jsonb_array_elements(p_told->'barriers') LOOP
+            IF (v_each->>'width')::bigint <> 1 THEN
+                CONTINUE WHEN clutch_add(v_work.id, 'barrier', v_each->>'name')
+                    <> (v_each->>'width')::bigint;
+            END IF;
+            IF v_each->'settles' <> 'null' THEN
+                v_work := clutch_settle(v_work, v_each->'settles', false);
+            END IF;
+            IF v_each->'turn' <> 'null' THEN
+                v_work := clutch_turn(v_work, v_each->'turn');
+            END IF;
+            IF v_each->>'then' <> '' AND v_work.state <> 'CANCELLED' THEN
+                v_work := clutch_put_due(v_work, v_each->>'then', v_work.at_time);
+            END IF;
+        END LOOP;
+        v_work.remaining := v_work.remaining - 1;
+        IF v_work.remaining = 0 AND v_work.state = 'RUNNING' THEN
+            v_work := clutch_end(v_work, 'SUCCEEDED', p_token, 'end SUCCEEDED');
+        END IF;
+        PERFORM clutch_touch(v_work, p_ttl, p_result_ttl);
+    END IF;
+    o_remaining := v_work.remaining;
+    o_generation := v_work.generation;
+    o_succeeded := v_work.state = 'SUCCEEDED' AND p_token <> '' AND v_work.ender = p_token;
+    o_settled := v_work.settled;
+    SELECT * INTO o_due, o_keys, o_pages FROM clutch_due(v_work, o_fresh, '');
+END $$;
+--;
+CREATE FUNCTION clutch_fail(
+    p_prefix text, p_run text, p_address text, p_generation bigint, p_failure bytea,
+    p_attempt bigint, p_final bigint, p_token text, p_told jsonb,
+    p_now double precision, p_ttl double precision, p_result_ttl double precision, p_wait text,
+    OUT o_recorded boolean, OUT o_died boolean,
+    OUT o_settled text[], OUT o_due text[], OUT o_keys text[], OUT o_pages bytea[]
+)
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_work clutch_work := clutch_lock(p_prefix, p_run, p_address, p_now, p_wait);
+    v_known bigint[];
+    v_finished integer;
+    v_each jsonb;
+BEGIN
+    o_recorded := false; o_died := false;
+    o_settled := '{}'; o_due := '{}'; o_keys := '{}'; o_pages := '{}';
+    IF v_work.id IS NULL THEN
+        RETURN;
+    END IF;
+    DELETE FROM clutch_rows WHERE run_id = v_work.id AND kind = 'lease' AND key = p_address;
+    IF v_work.generation <> p_generation THEN
+        RETURN;
+    END IF;
+    v_known := clutch_flags(clutch_get(v_work.id, 'failure', p_address));
+    o_recorded := (coalesce(v_known[1], 0), coalesce(v_known[2], 0)) < (p_attempt, p_final);
+    IF o_recorded THEN
+        v_finished := EXISTS (
+            SELECT FROM clutch_rows
+            WHERE run_id = v_work.id AND kind = 'result' AND key = p_address
+        )::integer;
+        IF v_known[3] = 0 THEN
+            v_work := clutch_count(v_work, v_known[2], -1);
+        END IF;
+        INSERT INTO clutch_rows VALUES (
+            v_work.id, 'failure', p_address,
+            convert_to(concat_ws(' ', p_attempt, p_final, v_finished) || chr(10), 'UTF8')
+                || p_failure
+        ) ON CONFLICT (run_id, kind, key) DO UPDATE SET value = excluded.value;
+        IF v_finished = 0 THEN
+            v_work := clutch_count(v_work, p_final, 1);
+            IF p_told->'retry' <> 'null' AND p_final = 0 AND v_work.state <> 'CANCELLED' THEN
+                v_work := clutch_put_due(
+                    v_work, p_told->'retry'->>0, (p_told->'retry'->>1)::double precision
+                );
+            END IF;
+            IF p_final = 1 AND v_work.state = 'RUNNING' THEN
+                v_work := clutch_end(v_work, 'FAILED', p_token, 'death ' || p_address);
+            END IF;
+        END IF;
+        FOR v_each IN SELECT * FROM jsonb_array_elements(p_told->'settles') LOOP
+            v_work := clutch_settle(v_work, v_each, true);
+        END LOOP;
+        IF p_final = 1 AND v_finished = 0 THEN
+            FOR v_each IN SELECT * FROM jsonb_array_elements(p_told->'turns') LOOP
+                v_work := clutch_turn(v_work, v_each);
+            END LOOP;
+        END IF;
+        PERFORM clutch_touch(v_work, p_ttl, p_result_ttl);
+    END IF;
+    o_died := v_work.state = 'FAILED' AND p_token <> '' AND v_work.ender = p_token;
+    o_settled := v_work.settled;
+    SELECT * INTO o_due, o_keys, o_pages
+    FROM clutch_due(v_work, o_recorded, coalesce(p_told->'retry'->>0, ''));
+END $$;

@@ -1,0 +1,67 @@
+"""Every message comes twice, or while its job runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from celery_clutch import Clutch, State, parallel, series
+
+from . import app as tasks
+from .app import crowd, hold, nests, retry, seen, total, value
+from .conftest import MakeLab
+from .lab import Gate, Lab, handlers, until
+
+
+@pytest.fixture(scope="module")
+def doubled(make_lab: MakeLab) -> Iterator[Lab]:
+    """A worker that sends every message of a run twice."""
+    with make_lab("doubled", clutch_it_double=True, clutch_lease=2.0, concurrency=4) as lab:
+        lab.app.set_current()
+        yield lab
+
+
+SHAPES = {
+    "series": lambda: series(*[total.s(1) for _ in range(6)]),
+    "fan-in": lambda: series(value.s(1), parallel(value.s(i) for i in range(20)), total.s()),
+    "wide": lambda: series(parallel(value.s(1) for _ in range(250)), total.s()),
+    "nested run": lambda: series(parallel(nests.s(value.s(1), total.s(1)), value.s(2)), seen.s()),
+    "retry": lambda: series(parallel(retry.s(1, 1), value.s(2)), total.s()),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nothing_is_doubled(doubled: Lab, tag: str, shape: str) -> None:
+    run = Clutch(SHAPES[shape](), **handlers(tag)).engage()
+    assert doubled.finish(run) is State.SUCCEEDED
+    ran = doubled.ran(run)
+    attempts = 3 if shape == "retry" else 2  # nothing but the attempts of a retry
+    assert len(ran) == run.status().total
+    assert max(ran.values()) < attempts
+    for nested in set(doubled.nested(run)):
+        assert set(doubled.ran(nested).values()) == {1}
+    assert doubled.kinds(tag)["on_success"] == 1
+
+
+def test_max_concurrency_holds(doubled: Lab, tag: str) -> None:
+    jobs = (crowd.s(tag, number) for number in range(6))
+    run = series(parallel(jobs, max_concurrency=1), seen.s()).engage()
+    assert doubled.finish(run) is State.SUCCEEDED
+    assert tasks.notebook().get(f"it:most:{tag}") == "1"
+    assert set(doubled.ran(run).values()) == {1}
+
+
+def test_a_copy_of_a_running_job_waits(lab: Lab, gate: Gate, tag: str) -> None:
+    run = Clutch(hold.s(tag, 1).set(queue=gate.queue), total.s(1), **handlers(tag)).engage()
+    copies = gate.copies()
+    gate.open_only()
+    until(lambda: lab.ran(run)["0"], "for the job to run")
+    before = lab.ever()
+    for _ in range(5):
+        gate.send(copies)
+    until(lambda: lab.ever() >= before + 5, "for the copies")
+    lab.raise_flag(tag)
+    assert lab.finish(run) is State.SUCCEEDED
+    assert lab.ran(run) == {"0": 1, "1": 1}
+    assert lab.kinds(tag) == {"on_success": 1}

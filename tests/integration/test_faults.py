@@ -1,0 +1,108 @@
+"""A worker killed at every point between a store call and the messages that follow from it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from celery_clutch import Clutch, ClutchResult, State, parallel
+from celery_clutch.build.clutch import _NESTED
+from celery_clutch.sweep import sweep
+
+from . import app as tasks
+from .app import fail, nests, retry, total, value
+from .conftest import MakeLab
+from .lab import Lab, handlers
+
+PATIENCE = 120.0
+
+
+@pytest.fixture(scope="module", params=["early", "late"])
+def faulty(make_lab: MakeLab, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A worker whose children are killed; messages are acknowledged early, or late."""
+    late = request.param == "late"
+    conf: dict[str, Any] = {
+        "clutch_it_faults": True,
+        "clutch_lease": 1.5,
+        "clutch_max_starts": 10,
+        "task_acks_late": late,
+        "task_reject_on_worker_lost": late,
+    }
+    with make_lab(f"faults-{request.param}", **conf) as lab:
+        lab.app.set_current()
+        yield lab
+
+
+def simple(run: str, tag: str) -> Clutch:
+    """Everything that ends well: chains, fan-ins, a nested run, a retry, handlers."""
+    nested = nests.s(value.s(1), value.s(2), returns=2)
+    branches = parallel(value.s(1), nested, retry.s(1, 3))
+    narrow = parallel((value.s(i) for i in (4, 5, 6)), max_concurrency=1)
+    return Clutch(value.s(0), branches, total.s(), narrow, total.s(), id=run, **handlers(tag))
+
+
+def deadly(run: str, tag: str) -> Clutch:
+    """A death in a nested run, whose handlers and outer run are to be told."""
+    nested = nests.s(value.s(1), fail.s())
+    return Clutch(value.s(0), parallel(nested, value.s(1)), total.s(), id=run, **handlers(tag))
+
+
+def points_of(lab: Lab, run: str) -> int:
+    return int(tasks.notebook().hget("it:faults:points", run) or 0)
+
+
+def nested_id(run: str, address: str) -> str:
+    return str(uuid.uuid5(_NESTED, f"{run} {address} 0"))
+
+
+def until_ended(lab: Lab, runs: list[ClutchResult], state: State) -> None:
+    """Sweep until all have ended so and nobody is left to be told."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        sweep(lab.app, grace=2.0)
+        left = [run for run in runs if run.state is not state or run.record().due.keys() - {"look"}]
+        if not left:
+            return
+        told = [(run.id, run.state, dict(run.record().due)) for run in left[:5]]
+        assert time.monotonic() < deadline, f"{len(left)} runs have not ended: {told}"
+        time.sleep(0.2)  # between two sweeps, as beat would
+
+
+@pytest.mark.parametrize("make", [simple, deadly])
+def test_killed_at_every_point(faulty: Lab, tag: str, make: Any) -> None:
+    ends_well = make is simple
+    state = State.SUCCEEDED if ends_well else State.FAILED
+    first = make(f"{tag}-undisturbed", f"{tag} 0").engage()
+    until_ended(faulty, [first], state)
+    faulty.settle()
+    inner = "1.1" if ends_well else "1.0"
+    total_points = points_of(faulty, first.id)
+    nested_points = points_of(faulty, nested_id(first.id, inner))
+    assert total_points > 20
+    assert nested_points > 5
+    runs: list[ClutchResult] = []
+    for number in range(1, total_points + nested_points + 1):
+        run, victim = f"{tag}-{number}", f"{tag}-{number}"
+        if number > total_points:
+            victim = nested_id(run, inner)
+        point = number if number <= total_points else number - total_points
+        tasks.notebook().hset("it:faults:kill", victim, str(point))
+        runs.append(make(run, f"{tag} {number}").engage())
+    until_ended(faulty, runs, state)
+    for number, run in enumerate(runs, 1):
+        kinds = faulty.kinds(f"{tag} {number}")
+        if ends_well:
+            assert run.get(timeout=1) == [15], number
+            assert kinds["on_success"] >= 1, number
+            assert faulty.ran(run).keys() == faulty.ran(first).keys()
+        else:
+            assert kinds["on_death"] >= 1, number
+            assert run.failures(), number
+        # Celery sends a retry before anybody hears of the attempt that has failed; a worker killed in
+        # between leaves no failure to be told of.
+        if run.record().failures:
+            assert kinds["on_failure"] >= 1, number
