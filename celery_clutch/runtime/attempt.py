@@ -42,6 +42,7 @@ class Attempt:
         self.token = os.urandom(8).hex()
         self.nested: list[canvas.Prepared] = []
         self.replaced = False
+        self.dead = False  # a final failure is recorded
         self.away: StoreUnavailable | None = None  # raised by the store while the job was running
         self.ended_by: BaseException | None = None  # recorded as what the job died of
         self.previous: list[Any] | None = None
@@ -168,6 +169,7 @@ class Attempt:
         failure = describe(exc, self.header.at, self.task, self.request, traceback)
         failure = replace(failure, attempt=number or self.number, final=final)
         advance.fail(self.app, self.header, failure, self.token, retry_at=retry_at)
+        self.dead = self.dead or final
 
     def previous_results(self) -> list[Any]:
         """The previous results, read once."""

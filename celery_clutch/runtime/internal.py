@@ -32,7 +32,7 @@ from ..stores.base import Verdict
 from . import advance
 from .attempt import FRESH, Attempt, put_off, too_late
 from .handlers import describe
-from .task import ClutchTask
+from .task import ATTEMPT, ClutchTask
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +124,9 @@ def on_error(
         header = Header.from_dict(job) if job else Header.of(request)
         if header is None:  # the body of a chord whose header has failed; that is recorded there
             return
+        attempt: Attempt | None = getattr(request, ATTEMPT, None)
+        if attempt is not None and attempt.dead:
+            return  # recorded, and what follows is sent: not twice
         _record(own.app, header, request, exc, traceback)
     except Exception:
         logger.exception("the failure of a job could not be recorded")

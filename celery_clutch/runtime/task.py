@@ -36,7 +36,8 @@ LATE_AFTER = 30
 LATE_TIMES = 20
 """How often it is put off; about a quarter of an hour in all."""
 
-_ATTEMPT = "_clutch_attempt"
+ATTEMPT = "_clutch_attempt"
+"""The attribute of a request that has its `Attempt`."""
 
 
 class ClutchTask(Task):
@@ -97,10 +98,10 @@ class ClutchTask(Task):
             # Called by the tracer the request is in place; called directly Celery makes one.
             direct = request.called_directly
             return super().__call__(*args, **kwargs) if direct else self.run(*args, **kwargs)
-        if getattr(request, _ATTEMPT, None) is not None:
+        if getattr(request, ATTEMPT, None) is not None:
             return super().__call__(*args, **kwargs)  # the job calls its own task as a function
         attempt = Attempt(self.app, header, request, self.name)
-        setattr(request, _ATTEMPT, attempt)
+        setattr(request, ATTEMPT, attempt)
         try:
             return self._around(attempt, args, kwargs)
         except StoreUnavailable as exc:
@@ -384,11 +385,11 @@ def previous_results() -> list[Any]:
 
 def _attempt(task: Any) -> Attempt | None:
     request = task.request
-    attempt: Attempt | None = getattr(request, _ATTEMPT, None)
+    attempt: Attempt | None = getattr(request, ATTEMPT, None)
     if attempt is None and (header := Header.of(request)):
         attempt = Attempt(task.app, header, request, task.name)
         if not isinstance(task, ClutchTask):
-            setattr(request, _ATTEMPT, attempt)
+            setattr(request, ATTEMPT, attempt)
     return attempt
 
 

@@ -754,6 +754,31 @@ class StoreContract:
         store.skip("r", "1", 4, 1)
         assert over(0, 1) == ("page 1/4",)
 
+    def test_branches_that_are_over_have_no_turn_after_a_resume(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 300)
+
+        def over(number: int, generation: int) -> tuple[str, ...]:
+            at = f"1.{number}"
+            barrier = Barrier("b", 1, turn=Turn("1", at, 1, 299))
+            return _complete(store, "r", at, generation=generation, barriers=[barrier]).due
+
+        for number in (0, 3, 5, 7):
+            _fail(store, "r", f"1.{number}", final=True, turns=[Turn("1", f"1.{number}", 1, 299)])
+        for number in (1, 2, 4):
+            over(number, 0)
+        assert store.transition("r", list(State), State.CANCELLED, 0)
+        assert over(6, 0) == (), "nothing is due in a cancelled run"
+        for number in range(8, 298):
+            over(number, 0)
+        for generation in (0, 1):
+            assert store.transition("r", list(State), State.RUNNING, generation)
+        assert over(0, 2) == ("page 1/3",), "the first that is not over"
+        dead = _fail(store, "r", "1.3", generation=2, final=True, turns=[Turn("1", "1.3", 1, 299)])
+        assert dead.due == ("page 1/5",)
+        assert over(5, 2) == ("page 1/7",)
+        assert over(7, 2) == ("page 1/298",)
+        assert over(298, 2) == ()
+
     def test_many_branches_take_each_number_once(self, store: ResultStore) -> None:
         stores = self._two(store)
         store.create("r", b"", {}, 13)

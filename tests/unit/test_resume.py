@@ -97,11 +97,12 @@ def a_world() -> Iterator[World]:
 
 
 bare = plans(scope=st.just(Scope()), max_leaves=25, narrow=True)
+own = plans(st.just(Job("t")), st.just(Scope()), max_leaves=25, narrow=True)
 
 
-def some_jobs(root: Series, *, plain: bool = True) -> st.SearchStrategy[set[str]]:
-    """Subsets of the jobs of *root*, or of those that are not plain tasks."""
-    jobs = [at for at, each in plan.walk(root) if isinstance(each, Job) and plain >= each.plain]
+def some_jobs(root: Series) -> st.SearchStrategy[set[str]]:
+    """Subsets of the jobs of *root*."""
+    jobs = [at for at, node in plan.walk(root) if isinstance(node, Job)]
     return st.sets(st.sampled_from(jobs)) if jobs else st.just(set())
 
 
@@ -140,11 +141,11 @@ def test_however_often_it_fails(root: Series, data: st.DataObject) -> None:
         world.check(run, wanted, root)
 
 
-@given(bare, st.data())
+@given(own, st.data())  # a plain task cannot be stopped, and has no result in a cancelled run
 def test_what_was_cancelled_goes_on(root: Series, data: st.DataObject) -> None:
     wanted = evaluate(root)
     failing = data.draw(some_jobs(root))
-    cancelling = data.draw(some_jobs(root, plain=False))  # theirs have no result in a cancelled run
+    cancelling = data.draw(some_jobs(root))
     with a_world() as world:
         world.failing.update(failing)
         world.cancelling |= cancelling
@@ -153,3 +154,22 @@ def test_what_was_cancelled_goes_on(root: Series, data: st.DataObject) -> None:
             resumed = run.resume()
             assert resumed or run.state is State.SUCCEEDED, "all of it was done"
         world.check(run, wanted, root)
+
+
+def test_a_narrow_parallel_passes_over_what_is_done() -> None:
+    with a_world() as world:
+        world.failing.update({"0.0", "0.3"})
+        run = Clutch(parallel([world.job] * 5, max_concurrency=1), app=world.app).engage()
+        assert run.status().done == 3
+        assert run.resume() is True
+        assert run.state is State.SUCCEEDED
+        assert world.tried == {"0.0": 2, "0.1": 1, "0.2": 1, "0.3": 2, "0.4": 1}
+
+
+def test_a_death_sends_what_follows_once() -> None:
+    with a_world() as world:
+        world.failing.update({"0.0"})
+        narrow = parallel(world.job, parallel(world.job, world.plain), max_concurrency=1)
+        run = Clutch(narrow, app=world.app).engage()
+        assert run.state is State.FAILED
+        assert world.tried == {"0.0": 1, "0.1.0": 1, "0.1.1": 1}

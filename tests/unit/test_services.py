@@ -206,9 +206,15 @@ def test_a_job_whose_owner_has_died(idle: Any) -> None:
     run = parallel(idle.Job.s(), idle.Job.s()).engage()
     begin(idle, run, "0.0", "victim")
     begin(idle, run, "0.1")
-    runtime(idle).store.retire(["victim"])
-    runtime(idle).store.renew(["other"], 1e-9)
+    store = runtime(idle).store
+    store.renew(["victim"], 0.01)
+    while store.owners()["victim"] > 0:
+        assert sweep(idle, grace=0) == [], "its lease has not run out"
     assert sent(idle, run) == ["0.0"]
+    assert run.status().generation == 0
+    assert "victim" not in store.owners(), "forgotten, with what it had sent again"
+    begin(idle, run, "0.0", "heir")
+    assert sent(idle, run) == [], "healed once"
 
 
 def test_a_message_that_has_arrived_and_was_lost(idle: Any) -> None:

@@ -26,6 +26,8 @@ def test_defaults() -> None:
         key_prefix="clutch",
         max_result_bytes=1024 * 1024,
         max_starts=5,
+        lease=60,
+        grace=30,
     )
 
 
@@ -37,8 +39,10 @@ def test_everything_can_be_set() -> None:
         clutch_key_prefix="shop",
         clutch_max_result_bytes=10,
         clutch_max_starts=1,
+        clutch_lease=timedelta(seconds=9),
+        clutch_grace=0.5,
     )
-    assert found == Settings("redis://cache:6380/3", 60, 120, "shop", 10, 1)
+    assert found == Settings("redis://cache:6380/3", 60, 120, "shop", 10, 1, 9, 0.5)
 
 
 def test_settings_with_a_namespace() -> None:
@@ -53,7 +57,15 @@ def test_settings_with_a_namespace() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["clutch_ttl", "clutch_result_ttl", "clutch_max_result_bytes", "clutch_max_starts"]
+    "name",
+    [
+        "clutch_ttl",
+        "clutch_result_ttl",
+        "clutch_max_result_bytes",
+        "clutch_max_starts",
+        "clutch_lease",
+        "clutch_grace",
+    ],
 )
 @pytest.mark.parametrize("value", [0, -1, "60", True, [], timedelta(0), b"1"])
 def test_numbers_must_be_above_zero(name: str, value: Any) -> None:
@@ -69,6 +81,10 @@ def test_numbers_must_be_above_zero(name: str, value: Any) -> None:
         ("clutch_result_ttl", float("nan")),
         ("clutch_max_result_bytes", 0.5),
         ("clutch_max_starts", 0.5),
+        ("clutch_lease", float("nan")),
+        ("clutch_lease", float("inf")),
+        ("clutch_grace", float("nan")),
+        ("clutch_grace", float("inf")),
     ],
 )
 def test_numbers_must_make_sense(name: str, value: Any) -> None:

@@ -168,23 +168,36 @@ BEGIN
     RETURN p_work;
 END $$;
 --;
--- A branch is over: the next one of its parallel is due.
-CREATE FUNCTION clutch_turn(p_work clutch_work, p_turn jsonb) RETURNS clutch_work
+-- A branch is over, or dead: the next one of its parallel that is not is due.
+CREATE FUNCTION clutch_turn(p_work clutch_work, p_turn jsonb, p_dead boolean) RETURNS clutch_work
 LANGUAGE plpgsql AS $$
 DECLARE
-    v_over text := 'turn ' || (p_turn->>'member');
+    v_own text := 'turn ' || (p_turn->>'member');
     v_address text := p_turn->>'address';
+    v_width bigint := (p_turn->>'width')::bigint;
+    v_known boolean := clutch_get(p_work.id, 'mark', v_own) IS NOT NULL;
     v_number bigint;
 BEGIN
-    IF p_work.state = 'CANCELLED' OR clutch_get(p_work.id, 'mark', v_over) IS NOT NULL THEN
+    IF NOT p_dead THEN
+        PERFORM clutch_put(p_work.id, 'mark', v_own, 'over');
+    ELSIF NOT v_known AND p_work.state <> 'CANCELLED' THEN
+        PERFORM clutch_put(p_work.id, 'mark', v_own, 'dead');
+    END IF;
+    IF v_known OR p_work.state = 'CANCELLED' THEN
         RETURN p_work;
     END IF;
-    PERFORM clutch_put(p_work.id, 'mark', v_over, '1');
     v_number := greatest(
         clutch_number(p_work.id, 'mark', 'taken ' || v_address), (p_turn->>'limit')::bigint
     );
+    IF p_work.generation > 0 THEN
+        WHILE v_number < v_width AND clutch_get(
+            p_work.id, 'mark', 'over ' || v_address || '.' || v_number
+        ) IS NOT NULL LOOP
+            v_number := v_number + 1;
+        END LOOP;
+    END IF;
     PERFORM clutch_put(p_work.id, 'mark', 'taken ' || v_address, (v_number + 1)::text);
-    IF v_number < (p_turn->>'width')::bigint THEN
+    IF v_number < v_width THEN
         p_work := clutch_put_due(p_work, 'page ' || v_address || '/' || v_number, p_work.at_time);
     END IF;
     RETURN p_work;
@@ -360,7 +373,7 @@ BEGIN
                 v_work := clutch_settle(v_work, v_each->'settles', false);
             END IF;
             IF v_each->'turn' <> 'null' THEN
-                v_work := clutch_turn(v_work, v_each->'turn');
+                v_work := clutch_turn(v_work, v_each->'turn', false);
             END IF;
             IF v_each->>'then' <> '' AND v_work.state <> 'CANCELLED' THEN
                 v_work := clutch_put_due(v_work, v_each->>'then', v_work.at_time);
@@ -433,7 +446,7 @@ BEGIN
         END LOOP;
         IF p_final = 1 AND v_finished = 0 THEN
             FOR v_each IN SELECT * FROM jsonb_array_elements(p_told->'turns') LOOP
-                v_work := clutch_turn(v_work, v_each);
+                v_work := clutch_turn(v_work, v_each, true);
             END LOOP;
         END IF;
         PERFORM clutch_touch(v_work, p_ttl, p_result_ttl);
