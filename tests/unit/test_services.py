@@ -148,12 +148,12 @@ def idle(app: Celery) -> Any:
     return app
 
 
-def begin(app: Celery, run: ClutchResult, at: str, owner: str = "me") -> None:
+def begin(app: Celery, run: ClutchResult, at: str, owner: str = "me", *, lapsed: str = "") -> None:
     """Do what a worker does when it gets a job."""
     store = runtime(app).store
     store.renew([owner], 1000)
     receipts = [key for key in run.record().due if key in ("page 0", f"job 0 {at}")]
-    store.begin(run.id, at, 0, owner=owner, limit=5, page="0", receipts=receipts)
+    store.begin(run.id, at, 0, owner=owner, limit=5, page="0", receipts=receipts, lapsed=lapsed)
 
 
 def finish(app: Celery, run: ClutchResult, at: str, **more: Any) -> None:
@@ -213,7 +213,7 @@ def test_a_job_whose_owner_has_died(idle: Any) -> None:
     assert sent(idle, run) == ["0.0"]
     assert run.status().generation == 0
     assert "victim" not in store.owners(), "forgotten, with what it had sent again"
-    begin(idle, run, "0.0", "heir")
+    begin(idle, run, "0.0", "heir", lapsed="victim")
     assert sent(idle, run) == [], "healed once"
 
 
