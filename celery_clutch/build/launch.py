@@ -12,7 +12,7 @@ from celery.exceptions import Ignore
 from ..compile.canvas import Prepared
 from ..errors import AlreadyEngaged
 from ..handle.result import ClutchResult
-from ..runtime.advance import recover_nested
+from ..runtime.advance import go_on
 from ..runtime.engage import engage
 from ..runtime.internal import InternalTask
 from .clutch import Clutch
@@ -41,7 +41,7 @@ def launch(self: InternalTask, clutch: str | Mapping[str, Any], id: str | None =
     try:
         engage(prepared, {}, named=True)
     except AlreadyEngaged:  # the message has come again: whatever is left goes on
-        recover_nested(self.app, "", prepared.run)
+        go_on(self.app, prepared.run)
     if waits and prepared.meta.jobs:
         # The task that returns the results takes the place of this one.
         self.request.chord = self.request.chain = None

@@ -10,7 +10,6 @@ Canvas is built afresh each time: Celery writes ids into what it sends (5.3 to 5
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -291,8 +290,7 @@ def prepare(
     tally = observers.heard(runtime(app), signals.clutch_step_settled)
     cut = pages.paginate(root, tally=tally)
     expires = time.time() + lifetime if lifetime is not None else 0.0
-    nonce = os.urandom(8).hex()
-    meta = Meta(cut.jobs, cut.last, name, tags, cut.scopes, parent, expires, nonce=nonce)
+    meta = Meta(cut.jobs, cut.last, name, tags, cut.scopes, parent, expires)
     _check_handlers(cut.scopes)
     encoded: dict[str, bytes] = {}
     encode = plan.JobEncoder()

@@ -111,8 +111,9 @@ def _message(
 ) -> tuple[Signature, dict[str, Any]]:
     first, *rest = chain
     for task in chain:
-        if "task_id" not in task.options:
-            task.options["task_id"] = _id_of(task)
+        options_of = task["options"]  # what a message has carried here is still a dict
+        if "task_id" not in options_of:
+            options_of["task_id"] = _id_of(task)
     own = {**first.options, **options, "add_to_parent": False}
     if headers := options.get("headers"):
         own["headers"] = {**headers, **first.options.get("headers", {})}

@@ -102,6 +102,11 @@ def execution_info(attempt: int, start: float, seconds: float) -> bytes:
     return orjson.dumps({"attempt": attempt, "start": start, "seconds": round(seconds, 6)})
 
 
+def attempt_of(info: bytes) -> int:
+    """The number of the attempt that gave a job its result, from its info."""
+    return int(orjson.loads(info or b"{}").get("attempt", 1))
+
+
 def with_nested(info: bytes, runs: tuple[str, ...]) -> bytes:
     """*info* of a job, with the clutches that were nested in it."""
     return orjson.dumps({**orjson.loads(info or b"{}"), "nested": runs}) if runs else info
@@ -120,7 +125,6 @@ class Meta:
         jobs, last, scopes: see `pages.Pages`.
         name, tags, parent, context: see `Clutch` and the hook ``clutch_context``.
         expires: see `Header`.
-        nonce: tells the run from any other that was given the same id.
         awaited: the signature of what waits for the end of the run in somebody else's canvas.
     """
 
@@ -132,7 +136,6 @@ class Meta:
     parent: Parent | None = None
     expires: float = 0.0
     context: Mapping[str, str] = field(default_factory=dict)
-    nonce: str = ""
     awaited: Mapping[str, Any] | None = None
 
     def origin(self, run: str, generation: int) -> Header:
@@ -162,8 +165,6 @@ class Meta:
             data["expires"] = self.expires
         if self.context:
             data["context"] = dict(self.context)
-        if self.nonce:
-            data["nonce"] = self.nonce
         if self.awaited:
             data["awaited"] = dict(self.awaited)
         if self.parent:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
 
@@ -19,7 +19,6 @@ from celery import Celery, shared_task
 
 from ..compile import pages, record
 from ..compile.header import job_due
-from ..errors import ClutchError
 from ..extend.plugins import runtime
 from ..handle import tree
 from ..handle.result import ClutchResult
@@ -28,7 +27,7 @@ from ..runtime import advance
 from ..runtime.attempt import too_late
 from ..runtime.handlers import describe
 from ..runtime.internal import InternalTask
-from ..stores.base import Due, Lease, Record, ResultStore, Summary
+from ..stores.base import Due, Lease, Record, ResultStore, Summary, every
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def sweep(app: Celery, *, grace: float | None = None, silent_for: float | None =
     alive = {owner for owner, left in owners.items() if left > 0}
     lapsed = owners.keys() - alive
     found: list[str] = []
-    for summary in _unfinished(own.store):
+    for summary in every(own.store.unfinished):
         try:
             quiet = time.time() - summary.updated_at
             silent = silent_for is not None and quiet >= silent_for
@@ -69,8 +68,6 @@ def sweep(app: Celery, *, grace: float | None = None, silent_for: float | None =
                 sent = _Look(app, summary, alive, bool(lapsed), wait).sweep()
             if sent:
                 found.append(summary.run)
-        except ClutchError:
-            logger.exception("run %s could not be swept", summary.run)
         except Exception:  # one run never stops the sweep for the others
             logger.exception("run %s could not be swept", summary.run)
     if lapsed:
@@ -98,14 +95,6 @@ def prune_all(store: ResultStore, limit: int = 1000) -> int:
     while deleted := store.prune(limit):
         total += deleted
     return total
-
-
-def _unfinished(store: ResultStore, count: int = 500) -> Iterator[Summary]:
-    cursor, more = "", True
-    while more:
-        found, cursor = store.unfinished(cursor, count)
-        yield from found
-        more = bool(cursor)
 
 
 class _Look:
@@ -181,21 +170,15 @@ class _Look:
         outbox = advance.Outbox(
             self.app, meta.origin(self.run, found.generation), self._busy(), self._dead(found)
         )
-        told = []
-        for key in overdue:
-            kind, _, rest = key.partition(" ")
+
+        def collect(key: str, kind: str, rest: str) -> None:
             if kind == "page":
                 outbox.rest(rest)
-            elif kind == "job":
-                page, _, address = rest.partition(" ")
-                outbox.job(page, address, self._attempts(found, address))
             else:
-                told.append(key)
-        outbox.send()
-        for key in told:
-            advance.tell(self.app, self.run, key)
-        if told:
-            self.store.published(self.run, told)
+                page, address = advance.split_job(rest)
+                outbox.job(page, address, self._attempts(found, address))
+
+        advance.deliver(outbox, overdue, collect)
 
     def _look(self, found: Record) -> bool:
         """Look through the plan for jobs that should be under way and are not."""

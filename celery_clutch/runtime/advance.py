@@ -21,7 +21,7 @@ from celery.canvas import Signature
 from .. import signals
 from ..compile import canvas, pages, publish, record
 from ..compile.header import NAME, Header, job_due
-from ..compile.pages import Expand, Item, Narrow, Start
+from ..compile.pages import Expand, Narrow, Start
 from ..errors import CorruptRecord, MissingResult, NestedClutchFailed
 from ..extend import observers
 from ..extend.plugins import runtime
@@ -100,10 +100,10 @@ class Outbox:
     def job(self, page: str, address: str, retries: int = 0) -> None:
         """A job and what is behind it in its chain."""
         for chain in _chains(self._load(page, None)):
-            left = chain[_index(chain, address) :]
-            if left and left[0].at == address:
-                self._chain(page, left, due=True, retries=retries)
-                return
+            for index, item in enumerate(chain):
+                if item.at == address:
+                    self._chain(page, chain[index:], due=True, retries=retries)
+                    return
         self._published.append(job_due(page, address))
 
     def following(self, key: str, tasks: list[Signature]) -> None:
@@ -290,6 +290,29 @@ def _follow(
     chain: Sequence[Any],
 ) -> None:
     outbox = Outbox(app, origin)
+
+    def collect(key: str, kind: str, rest: str) -> None:
+        if kind == "page" and not origin.generation:
+            outbox.page(rest, found.get(rest))
+        elif kind == "page":
+            outbox.rest(rest, found.get(rest))
+        elif tasks := _carried(app, chain, origin.generation, key):
+            outbox.following(key, tasks)
+        else:
+            outbox.job(*split_job(rest))
+
+    deliver(outbox, due, collect)
+
+
+def deliver(outbox: Outbox, due: Sequence[str], collect: Callable[[str, str, str], None]) -> None:
+    """Send what is due, messages together and first.
+
+    Args:
+        outbox: of the run.
+        due: the keys.
+        collect: puts the messages of a page or job into the outbox; gets the key, its kind, and
+            what of it is behind the kind.
+    """
     told: list[str] = []
     for key in due:
         kind, _, rest = key.partition(" ")
@@ -297,24 +320,21 @@ def _follow(
             told.append(key)
             continue
         try:
-            if kind == "page" and not origin.generation:
-                outbox.page(rest, found.get(rest))
-            elif kind == "page":
-                outbox.rest(rest, found.get(rest))
-            elif tasks := _carried(app, chain, origin.generation, key):
-                outbox.following(key, tasks)
-            else:
-                page, _, address = rest.partition(" ")
-                outbox.job(page, address)
+            collect(key, kind, rest)
         except (MissingResult, CorruptRecord) as exc:
-            unreadable(app, origin, rest, exc)
+            unreadable(outbox.app, outbox.compiler.origin, rest, exc)
     outbox.send()
     told.sort(key=_order)
     for key in told:
-        tell(app, origin.run, key)
+        tell(outbox.app, outbox.run, key)
     if told:
-        store = runtime(app).store
-        store.patiently(store.published, origin.run, told)
+        outbox.store.patiently(outbox.store.published, outbox.run, told)
+
+
+def split_job(rest: str) -> tuple[str, str]:
+    """The page and the address of a job that is due; see `header.job_due`."""
+    page, _, address = rest.partition(" ")
+    return page, address
 
 
 def _order(key: str) -> int:
@@ -324,12 +344,14 @@ def _order(key: str) -> int:
 
 def _carried(app: Celery, chain: Sequence[Any], generation: int, key: str) -> list[Signature]:
     """The tasks of *chain* if the job that is due is the first of them, in this generation."""
-    tasks = [app.signature(each) for each in reversed(chain)]
-    if not tasks:
+    if not chain:
         return []
-    header = (tasks[0].options.get("headers") or {}).get(NAME) or {}
+    header = (chain[-1]["options"].get("headers") or {}).get(NAME) or {}
     carried = header.get("gen"), job_due(header.get("page", ""), header.get("at", ""))
-    return tasks if carried == (generation, key) else []
+    if carried != (generation, key):
+        return []
+    first, *rest = reversed(chain)
+    return [app.signature(first), *rest]  # what is behind it is carried on as it is
 
 
 def unreadable(app: Celery, origin: Header, key: str, exc: Exception) -> None:
@@ -345,7 +367,7 @@ def tell(app: Celery, run: str, key: str) -> None:
     store = runtime(app).store
     kind, _, where = key.partition(" ")
     if kind == "nested":
-        recover_nested(app, run, where)
+        go_on(app, where)
         return
     found = store.patiently(store.read, run)
     if found is None:
@@ -496,46 +518,52 @@ def fail_waiting(
     fail(app, replace(header, generation=above[1]), own, f"nested {run}", loud=loud)
 
 
-def recover_nested(app: Celery, outer: str, run: str) -> None:
-    """Let a run that a job of *outer* waits for go on, wherever it is."""
+def go_on(app: Celery, run: str, *, resumes: bool = False) -> None:
+    """Send what is left of a run that something waits for, or tell of its end if that is due.
+
+    With *resumes* a run that has failed or was cancelled is resumed.
+    """
     store = runtime(app).store
     found = store.patiently(store.read, run)
     if found is None:
         return
     meta = record.Meta.loads(found.meta)
-    if found.state is State.SUCCEEDED:
-        _tell_waiting(app, found, meta, "")
-        return
-    if found.state is not State.RUNNING:
+    if resumes and found.state in (State.FAILED, State.CANCELLED):
         reopened = reopen(app, run)
         if reopened is None:
             return
         found, meta = reopened
-    outbox = Outbox(app, meta.origin(run, found.generation))
-    outbox.rest(pages.ROOT)
-    outbox.send()
+    origin = meta.origin(run, found.generation)
+    if found.state is State.RUNNING:
+        outbox = Outbox(app, origin)
+        outbox.rest(pages.ROOT)
+        outbox.send()
+        return
+    follow(app, origin, [key for key in found.due if key.startswith(("death ", "end "))], {})
+    if found.state is State.SUCCEEDED and meta.parent:
+        _succeeded(app, run, meta.parent)
 
 
 def wait_for_nested(app: Celery, header: Header, data: bytes) -> None:
-    """A job has returned before, and waits for nested runs: let what is left of them go on."""
+    """A job has returned before, and waits for nested runs: let what is left of them go on.
+
+    Those that have ended are resumed if the run around them has been since.
+    """
     store = runtime(app).store
     held = record.Held.loads(data)
     answer = store.patiently(store.report, header.run, header.at, "", b"")
     if answer is None:
         return
     outcomes = answer[1]
+    parent = record.Parent(header.to_dict(), header.task, "", record.attempt_of(held.info))
     for nested in held.runs:
         if nested in outcomes:
             continue
-        found = store.patiently(store.read, nested)
-        if found is None:
-            parent = record.Parent(header.to_dict(), header.task, "", 1)
+        if store.patiently(store.peek, nested) is None:
             fail_waiting(app, nested, parent, "it is gone")
             return
-        recover_nested(app, header.run, nested)
-    if set(held.runs) <= outcomes.keys():
-        parent = record.Parent(header.to_dict(), header.task, "", 1)
-        complete_held(app, header, parent, data, outcomes)
+        go_on(app, nested, resumes=header.generation > held.generation)
+    complete_held(app, header, parent, data, outcomes)
 
 
 def reopen(app: Celery, run: str) -> tuple[Record, record.Meta] | None:
@@ -599,7 +627,7 @@ def finished_event(
             header.at,
             task,
             task_id,
-            attempt=known.get("attempt", 1),
+            attempt=record.attempt_of(info),
             at=time.time(),
             seconds=known.get("seconds", 0.0),
             context=header.context,
@@ -641,13 +669,6 @@ def _is_in(address: str, branch: str) -> bool:
     return address == branch or address.startswith(f"{branch}.")
 
 
-def _index(chain: Sequence[Item], address: str) -> int:
-    for index, item in enumerate(chain):
-        if item.at == address:
-            return index
-    return len(chain)
-
-
 def _chains(starts: Iterable[Start]) -> Iterable[pages.Chain]:
     for start in starts:
         if isinstance(start, Narrow):
@@ -668,7 +689,7 @@ def _leads_to(start: Start) -> list[str]:
 
 def is_plain(tasks: Sequence[Signature]) -> bool:
     """Whether the first of *tasks* is not a ClutchTask, and so does not say that it begins."""
-    return len(tasks) > 1 and tasks[1].task == canvas.COLLECT
+    return len(tasks) > 1 and tasks[1]["task"] == canvas.COLLECT
 
 
 def _add_receipt(task: Signature, key: str) -> None:

@@ -50,8 +50,13 @@ def engage(prepared: Prepared, options: Mapping[str, Any], *, named: bool = Fals
     if prepared.meta.jobs and app.conf.task_always_eager:
         outbox = advance.Outbox(app, prepared.origin)
         outbox.page(pages.ROOT, prepared.encoded[pages.ROOT])
-        outbox.confirm()
-        eager.run(app, outbox.chains, now=True)
+        _run_now(outbox)
+
+
+def _run_now(outbox: advance.Outbox) -> None:
+    """Run all of it here (``task_always_eager``)."""
+    outbox.confirm()
+    eager.run(outbox.app, outbox.chains, now=True)
 
 
 def _send(prepared: Prepared, options: Mapping[str, Any], *, named: bool) -> None:
@@ -95,8 +100,7 @@ def resume(app: Celery, run: str) -> bool:
     outbox = advance.Outbox(app, origin)
     if app.conf.task_always_eager:
         outbox.rest(pages.ROOT)
-        outbox.confirm()
-        eager.run(app, outbox.chains, now=True)
+        _run_now(outbox)
         return True
     signature = outbox.compiler.advance(pages.ROOT, meta.scope("").queue)
     signature.kwargs["rest"] = True

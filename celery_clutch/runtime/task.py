@@ -290,8 +290,8 @@ class ClutchTask(Task):
             for nested in attempt.nested:
                 if nested.meta.parent and nested.meta.parent.shares:
                     nested.share(attempt.data.encoded())
-                if _create_nested(attempt, nested):
-                    created.append(nested)
+                _create_nested(attempt, nested)
+                created.append(nested)
         except (AlreadyEngaged, ResultError) as exc:
             for nested in created:
                 store.delete(nested.run)
@@ -299,7 +299,8 @@ class ClutchTask(Task):
             raise
         runs = tuple(nested.run for nested in attempt.nested if nested.meta.jobs)
         links = tuple(self.request.callbacks or ())
-        data = replace(outcome, runs=runs, links=links).dumps()
+        generation = header.generation
+        data = replace(outcome, runs=runs, links=links, generation=generation).dumps()
         due = [f"nested {run}" for run in runs]
         wanted = store.patiently(
             store.checkpoint, header.run, header.at, data, header.generation, due
@@ -340,8 +341,8 @@ class ClutchTask(Task):
         raise Ignore(f"job {header.at} of run {header.run} is run by {owner}")
 
 
-def _create_nested(attempt: Attempt, nested: canvas.Prepared) -> bool:
-    """Store a nested run; whether it is new.
+def _create_nested(attempt: Attempt, nested: canvas.Prepared) -> None:
+    """Store a nested run.
 
     A body that runs again finds the run of the execution before, whose job has not returned: that
     one was never started, and is replaced.
@@ -352,7 +353,7 @@ def _create_nested(attempt: Attempt, nested: canvas.Prepared) -> bool:
     store = attempt.store
     try:
         store.patiently(nested.create)
-        return True
+        return
     except AlreadyEngaged:
         found = store.patiently(store.read, nested.run)
         known = record.Meta.loads(found.meta).parent if found else None
@@ -361,7 +362,6 @@ def _create_nested(attempt: Attempt, nested: canvas.Prepared) -> bool:
             raise
     store.patiently(store.delete, nested.run)
     store.patiently(nested.create)
-    return True
 
 
 def _when(exc: Retry) -> float:

@@ -30,6 +30,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
@@ -541,7 +542,7 @@ class ResultStore(ABC):
 
         Returns the checkpoint and every outcome noted for the job, by child; None if there is no
         such run or checkpoint. The first outcome of a child counts, and lasts until the job
-        completes.
+        completes. With an empty *child* nothing is noted.
         """
 
     @abstractmethod
@@ -756,9 +757,16 @@ class ResultStore(ABC):
 
 def listed(store: ResultStore, count: int = 500, **wanted: Any) -> Iterator[Summary]:
     """Every run that `ResultStore.scan` finds with the filters *wanted*, *count* at a time."""
+    return every(partial(store.scan, **wanted), count)
+
+
+def every(
+    look: Callable[[str, int], tuple[list[Summary], str]], count: int = 500
+) -> Iterator[Summary]:
+    """Every run that *look* finds, which is called as `ResultStore.scan` is, *count* at a time."""
     cursor, more = "", True
     while more:
-        found, cursor = store.scan(cursor, count, **wanted)
+        found, cursor = look(cursor, count)
         yield from found
         more = bool(cursor)
 

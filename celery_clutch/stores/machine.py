@@ -417,7 +417,7 @@ class TransactionalStore(ResultStore):
             if rows is None or held is None:
                 return None
             key = f"{address} {child}"
-            if rows.get("child", key) is None:
+            if child and rows.get("child", key) is None:
                 rows.put("child", key, outcome)
             self._touch(rows.head)
             return held, _children(rows, address)

@@ -450,6 +450,8 @@ class StoreContract:
         assert store.report("r", "0", "a", ODD[-1]) == (b"0", {"a": ODD[-1]})
         assert store.report("r", "0", "a", b"other") == (b"0", {"a": ODD[-1]}), "the first counts"
         assert store.report("r", "0.1", "b", b"own") == (b"0.1", {"b": b"own"})
+        seen = store.report("r", "0", "", b"nobody")
+        assert seen == (b"0", {"a": ODD[-1]}), "with an empty child nothing is noted"
         store.checkpoint("r", "0", b"again", 0)
         assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
         seen = store.report("r", "0", "c/d", b"")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
 import pytest
 from celery import Celery, Task, chain
 from celery.signals import before_task_publish
@@ -22,6 +23,7 @@ from celery_clutch import (
     series,
     signals,
 )
+from celery_clutch.compile.record import Held
 from celery_clutch.errors import BuildError, ClutchExpired, ClutchTimeout, InvalidStep
 from celery_clutch.extend import observers
 from celery_clutch.extend.plugins import runtime
@@ -134,6 +136,20 @@ def test_launch_as_a_step_waits(shop: Shop, steps: int) -> None:
     assert sent.get(timeout=30) == [["end"] if steps else [], "more"]
 
 
+@pytest.mark.parametrize("ended", [State.CANCELLED, State.FAILED])
+def test_a_launch_that_comes_again_resumes_nothing(shop: Shop, ended: State) -> None:
+    job = shop.broken.s() if ended is State.FAILED else shop.value.s(1).set(countdown=60)
+    launch = shop.app.tasks["celery_clutch.launch"]
+    text = Clutch(job).to_json()
+    run = ClutchResult(launch.delay(text).get(timeout=30), shop.app)
+    if ended is State.CANCELLED:
+        assert run.cancel()
+    assert runtime(shop.app).store.wait(run.id, 30) is ended
+    assert launch.apply((text,), task_id=run.id).get() == run.id
+    assert run.state is ended
+    assert run.status().generation == 0
+
+
 # --- sweep ----------------------------------------------------------------------------------
 
 
@@ -232,6 +248,28 @@ def test_what_has_a_time_is_left_alone_until_then(idle: Any) -> None:
     failed = Attempted(other.id, "0", 0, b"{}", 1, False, retry=("job 0 0", time.time() + 3600))
     runtime(idle).store.fail(failed)
     assert sent(idle, other) == []
+
+
+def test_a_nested_run_that_is_gone_is_no_success(idle: Any) -> None:
+    run = series(idle.Job.s(), idle.Job.s()).engage()
+    store = runtime(idle).store
+    for attempt in (1, 2):
+        begin(idle, run, "0")
+        failure = orjson.dumps({"attempt": attempt, "final": False})
+        store.fail(Attempted(run.id, "0", 0, failure, attempt, False))
+    held = Held(b"1", ("gone",), info=b'{"attempt": 3}')
+    assert store.checkpoint(run.id, "0", held.dumps(), 0)
+    sweep(idle, grace=0)
+    assert run.state is State.FAILED, "whatever failed before the attempt that nested it"
+
+
+def test_a_page_that_is_gone_fails_the_run(idle: Any) -> None:
+    run = series(idle.Job.s(), parallel(idle.Job.s(), idle.Job.s())).engage()
+    finish(idle, run, "0", barriers=(Barrier("0", 1, "page nowhere"),))
+    sweep(idle, grace=0)
+    assert run.state is State.FAILED
+    (failure,) = run.failures()
+    assert "page nowhere" in failure.message
 
 
 def test_a_task_of_somebody_else_may_be_under_way(idle: Any) -> None:
