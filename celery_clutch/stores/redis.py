@@ -138,7 +138,7 @@ class RedisStore(TransactionalStore):
     ) -> None:
         super().__init__(url, options)
         self._given = client
-        self._own: Any = None
+        self._own: dict[str, Any] = {}  # the client, once there is one
         self._kept: list[Any] = []
         self._kept_by = 0  # the process
         self._ttl = max(1, int(options.ttl * 1000))
@@ -469,7 +469,7 @@ class RedisStore(TransactionalStore):
         ]
 
     def close(self) -> None:
-        client, self._own = self._own, None
+        client = self._own.pop("client", None)
         self._kept.clear()
         if client is not None:
             client.close()
@@ -479,9 +479,11 @@ class RedisStore(TransactionalStore):
     @property
     def _client(self) -> Any:
         # redis-py's pools notice a fork, so one client serves a process and its children.
-        client = self._given or self._own
+        client = self._given or self._own.get("client")
         if client is None:
-            client = self._own = _connect(self.url)
+            # Of threads that come here at once one has its client kept, and all use that: redis-py
+            # closes the pool of a client that is dropped (5 to 8), also under a call on its way.
+            client = self._own.setdefault("client", _connect(self.url))
         return client
 
     @property

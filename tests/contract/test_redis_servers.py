@@ -8,11 +8,13 @@ import multiprocessing
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -382,6 +384,22 @@ def test_processes_do_not_share_it(redis_url: str) -> None:
     assert store.wait(run, 0) is State.SUCCEEDED
     store.delete(run)
     store.close()
+
+
+def test_many_threads_use_it_first(redis_url: str, request: pytest.FixtureRequest) -> None:
+    """One client serves them all: redis-py closes the pool of a client that is dropped."""
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)  # threads take turns within every line
+    for _ in range(60):
+        store, ready = RedisStore(redis_url, GUEST), threading.Barrier(12)
+
+        def first(number: int, store: RedisStore = store, ready: Any = ready) -> Begun:
+            ready.wait(10)
+            return begin(store, f"none-{number}", "0")
+
+        with ThreadPoolExecutor(12) as pool:
+            assert list(pool.map(first, range(12))) == [Begun(Verdict.DROP)] * 12
+        store.close()
 
 
 class Interrupted(Exception):

@@ -43,7 +43,6 @@ metas = st.builds(
     parent=st.none() | parents,
     expires=st.floats(0, 2e9),
     context=st.dictionaries(words, words, max_size=2),
-    nonce=words | st.just(""),
     awaited=st.none() | handlers(),
 )
 held = st.builds(
