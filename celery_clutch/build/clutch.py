@@ -29,7 +29,7 @@ from ..extend.plugins import runtime
 from ..handle.result import ClutchResult
 from ..model import graph, plan
 from ..model.codec import decode_plan, encode_data, encode_plan
-from ..model.plan import Job, Node, Parallel, Scope, Series
+from ..model.plan import Branches, Job, Node, Parallel, Scope, Series
 from ..runtime.attempt import Attempt
 from ..runtime.engage import engage as start
 from ..runtime.task import ClutchTask, current_attempt
@@ -99,7 +99,7 @@ class Clutch:
         self.parent = parent
         self._app = app
         # The steps collected by the clutch itself and by each block that is open.
-        self._open: list[list[Node]] = [[]]
+        self._open: list[list[Node] | Branches] = [[]]
         self._inner_data: dict[str, Any] = {}  # of the clutches that are steps of this one
         for step in steps:
             self << step
@@ -147,16 +147,18 @@ class Clutch:
             BuildError: *max_concurrency* is not a number of at least 1.
         """
         limit = _checked_limit(max_concurrency)
-        with self._block() as nodes:
+        branches = Branches()
+        with self._block(branches):
             yield self
-        node = plan.parallel(nodes, limit=limit)
+        node = plan.parallel(branches, limit=limit)
         if node.size:
             self._open[-1].append(node)
 
     @contextmanager
     def series(self) -> Iterator[Clutch]:
         """A block whose steps run one after another: a branch of its own inside ``parallel()``."""
-        with self._block() as nodes:
+        nodes: list[Node] = []
+        with self._block(nodes):
             yield self
         node = plan.series(nodes)
         if node.size:
@@ -336,11 +338,10 @@ class Clutch:
         return encode_data(data, runtime(self.app).settings.max_result_bytes) if data else {}
 
     @contextmanager
-    def _block(self) -> Iterator[list[Node]]:
-        nodes: list[Node] = []
+    def _block(self, nodes: list[Node] | Branches) -> Iterator[None]:
         self._open.append(nodes)
         try:
-            yield nodes
+            yield
         finally:
             self._open.pop()
 

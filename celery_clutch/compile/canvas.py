@@ -95,9 +95,18 @@ class Compiler:
         kwargs = {"changes": dict(changes)} if changes else {}
         return self.internal(COLLECT, (), queue, header, immutable=False, kwargs=kwargs)
 
-    def advance(self, page: str, queue: str | None) -> Signature:
-        """What sends a page, in a worker."""
-        return self.internal(ADVANCE, (page,), queue, self.origin)
+    def advance(
+        self, page: str, queue: str | None, *, behind: str = "", rest: bool = False
+    ) -> Signature:
+        """What sends a page, or what is left of the run from there on, in a worker.
+
+        Without a *queue* it goes where messages of the task *behind* go.
+        """
+        kwargs = {"rest": True} if rest else {}
+        task = self.internal(ADVANCE, (page,), queue, self.origin, kwargs=kwargs)
+        if behind and not queue:
+            task.options["route_name"] = behind
+        return task
 
     def internal(
         self,
@@ -230,7 +239,7 @@ class Prepared:
     @property
     def first(self) -> tuple[Start, ...]:
         """The page it starts with."""
-        return self.cut.pages[pages.ROOT]
+        return self.cut.first
 
     def create(self, since: float | None = None) -> None:
         """Store it; unless *since* is None, its first page is due from then on.
@@ -287,22 +296,25 @@ def prepare(
     Raises:
         NonJSONArgument: naming the job and the path.
     """
-    tally = observers.heard(runtime(app), signals.clutch_step_settled)
-    cut = pages.paginate(root, tally=tally)
-    expires = time.time() + lifetime if lifetime is not None else 0.0
-    meta = Meta(cut.jobs, cut.last, name, tags, cut.scopes, parent, expires)
-    _check_handlers(cut.scopes)
+    own = runtime(app)
+    tally = observers.heard(own, signals.clutch_step_settled)
     encoded: dict[str, bytes] = {}
     encode = plan.JobEncoder()
-    for key, starts in cut.pages.items():
+
+    def keep(key: str, starts: tuple[Start, ...]) -> None:
         try:
             encoded[key] = pages.dumps(starts, encode)
         except NonJSONArgument:
             _explain(starts)
             raise
+
+    cut = pages.paginate(root, tally=tally, window=own.settings.window, keep=keep)
+    expires = time.time() + lifetime if lifetime is not None else 0.0
+    meta = Meta(cut.jobs, cut.last, name, tags, cut.scopes, parent, expires)
+    _check_handlers(cut.scopes)
     encoded[PLAN] = pages.compress(plan.dumps(root, encode))
     prepared = Prepared(app, run or uuid(), meta, cut, encoded, data or {})
-    if context := observers.context(runtime(app), prepared.engaged()):
+    if context := observers.context(own, prepared.engaged()):
         prepared.meta = replace(meta, context=context)
     return prepared
 

@@ -5,6 +5,11 @@ a chain says which barriers it counts towards, and each barrier says which page 
 that ends a branch is flattened, so that its jobs count towards the barrier around it. What a
 message carries is bounded by `CHAIN`, what a worker sends in one go by `WIDTH`.
 
+What is too wide for a page is a *window* of pages: so many of them are sent at once, and the last
+message of each, which workers reach when they have begun what is before it, sends another one. So
+the messages that wait in a broker are bounded however wide a parallel is, and its first job starts
+without waiting for its last.
+
 Every item knows where its previous results are (a shape, see `model.shape`) and which steps its
 failure *settles* for ``on_failure`` (``"S*n"``, the nearest first, then those around it; empty
 where nobody listens).
@@ -12,8 +17,10 @@ where nobody listens).
 
 from __future__ import annotations
 
+import itertools
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +34,8 @@ CHAIN = 12
 """Jobs of a series in one message."""
 WIDTH = 100
 """Messages that one page sends."""
+WINDOW = 2000
+"""Messages of one parallel step that wait in the broker at a time."""
 
 ROOT = "0"
 """The key of the first page."""
@@ -85,32 +94,42 @@ class Pages:
     """A plan, cut.
 
     Attributes:
-        pages: starts by page key; the first page has the key `ROOT`.
+        first: the page with the key `ROOT`.
+        pages: starts by page key, the first included, where nobody else was given them.
         jobs: how many jobs there are.
         last: the shape of the last step.
         scopes: the scopes in force, by the address of their subtree; "" is the whole plan.
     """
 
+    first: tuple[Start, ...] = ()
     pages: dict[str, tuple[Start, ...]] = field(default_factory=dict)
     jobs: int = 0
     last: Shape = ""
     scopes: dict[str, Scope] = field(default_factory=dict)
 
 
-def paginate(root: Series, *, tally: bool = False) -> Pages:
+Keep = Callable[[str, tuple[Start, ...]], None]
+"""Takes a page that is complete: its key, and what it starts."""
+
+
+def paginate(
+    root: Series, *, tally: bool = False, window: int = WINDOW, keep: Keep | None = None
+) -> Pages:
     """Cut *root* into pages.
 
     Args:
         root: the plan.
         tally: jobs settle their steps also where nobody has an ``on_failure``.
+        window: how many messages of one parallel step are sent at a time, about; from `WIDTH` to
+            ``WIDTH * WIDTH``.
+        keep: gets each page as soon as it is complete, so that the pages of a wide plan are never
+            all in memory.
     """
-    cutter = _Cutter(tally)
-    out = cutter.out
-    out.pages[ROOT] = ()
-    out.scopes[""] = root.scope
-    if root.steps:
-        out.pages[ROOT] = tuple(cutter.steps(root, "", _Place(root.scope)))
-        out.last = shape(root, "")
+    out = Pages(last=shape(root, "") if root.steps else "", scopes={"": root.scope})
+    cutter = _Cutter(out, tally, window, keep or out.pages.__setitem__)
+    starts = cutter.steps(root, "", _Place(root.scope))
+    out.first = cutter.fit(starts)
+    cutter.keep(ROOT, out.first)
     return out
 
 
@@ -130,11 +149,19 @@ class _Place:
 
 
 class _Cutter:
-    def __init__(self, tally: bool) -> None:
-        self.out = Pages()
-        self.tally = tally
+    """Cuts a plan, from the end of each series, so that each step knows what follows.
 
-    def node(self, node: Node, at: str, place: _Place) -> list[Start]:
+    The starts of a wide parallel are made one by one, while a page is filled with them.
+    """
+
+    def __init__(self, out: Pages, tally: bool, window: int, keep: Keep) -> None:
+        self.out = out
+        self.tally = tally
+        self.at_once = min(max(window // WIDTH, 1), WIDTH)
+        self.keep = keep
+        self.keys = itertools.count(1)
+
+    def node(self, node: Node, at: str, place: _Place) -> Iterable[Start]:
         """What starts *node*; what comes later is in further pages."""
         if isinstance(node, Job):
             return [(self.item(node, at, place),)]
@@ -142,6 +169,8 @@ class _Cutter:
             place = self.enter(node, at, place)
         if isinstance(node, Series):
             return self.steps(node, at, place)
+        if node.limit is not None and node.limit < len(node.branches):
+            return [self.narrow(node, node.limit, at, place)]
         return self.branches(node, at, place)
 
     def enter(self, node: Series | Parallel, at: str, place: _Place) -> _Place:
@@ -154,44 +183,49 @@ class _Cutter:
         direct = place.direct or (isinstance(node, Series) and bool(node.scope.on_failure))
         return replace(place, scope=scope, barriers=barriers, direct=direct)
 
-    def steps(self, node: Series, at: str, place: _Place) -> list[Start]:
-        """What starts a series. It is cut from its end, so that each step knows what follows."""
+    def steps(self, node: Series, at: str, place: _Place) -> Iterable[Start]:
+        """What starts a series."""
         addresses = [join(at, index) for index in range(len(node.steps))]
         previous = [place.previous, *map(shape, node.steps, addresses)]
         barriers = place.barriers
-        following: list[Start] = []
+        following: Iterable[Start] = ()
         for step, address, before in reversed(
             list(zip(node.steps, addresses, previous, strict=False))
         ):
             here = replace(place, previous=before, barriers=barriers)
-            if following and isinstance(step, Job) and _may_follow(following):
+            behind, following = _look_ahead(following)
+            chain = _to_follow(behind)
+            if chain and isinstance(step, Job):
                 item = self.item(step, address, replace(here, barriers=()))
-                following = [(item, *_chain(following))]
+                following = [(item, *chain)]
                 continue
-            if following:
+            if behind:
                 then = f"page {self.page(following)}"
                 barriers = (Barrier(address, ends(step), then),)
             following = self.node(step, address, replace(here, barriers=barriers))
         return following
 
-    def branches(self, node: Parallel, at: str, place: _Place) -> list[Start]:
+    def branches(self, node: Parallel, at: str, place: _Place) -> Iterator[Start]:
         """What starts a parallel."""
         width = len(node.branches)
-        limit = node.limit if node.limit is not None and node.limit < width else 0
+        for index, branch in enumerate(node.branches):
+            address = join(at, index)
+            here = self.branch(branch, at, address, width, None, place)
+            yield from self.node(branch, address, here)
+
+    def narrow(self, node: Parallel, limit: int, at: str, place: _Place) -> Narrow:
+        """What starts a parallel that runs *limit* of its branches at a time."""
+        width = len(node.branches)
         starts: list[Start] = []
         for index, branch in enumerate(node.branches):
             address = join(at, index)
-            turn = Turn(at, address, limit, width) if limit else None
+            turn = Turn(at, address, limit, width)
             here = self.branch(branch, at, address, width, turn, place)
-            found = self.node(branch, address, here)
-            if limit:
-                self.out.pages[f"{at}/{index}"] = tuple(found)
-            if not limit or index < limit:
-                starts.extend(found)
-        queue = place.scope.queue or ""
-        while sum(map(_weight, starts)) > WIDTH and len(starts) > 1:
-            starts = [Expand(self.page(group), queue) for group in _groups(starts)]
-        return [Narrow(at, limit, width, tuple(starts))] if limit else starts
+            page = self.fit(self.node(branch, address, here))
+            self.keep(f"{at}/{index}", page)
+            if index < limit:
+                starts.extend(page)
+        return Narrow(at, limit, width, self.fit(starts, WIDTH - 1))
 
     def branch(
         self, node: Node, at: str, address: str, width: int, turn: Turn | None, place: _Place
@@ -222,26 +256,67 @@ class _Cutter:
         """Whether anybody is told of the steps here."""
         return self.tally or bool(scope.on_failure)
 
-    def page(self, starts: Sequence[Start]) -> str:
-        """Store a page; its key."""
-        key = str(len(self.out.pages))
-        self.out.pages[key] = tuple(starts)
+    def page(self, starts: Iterable[Start]) -> str:
+        """Keep a page; its key."""
+        key = self.key()
+        self.keep(key, self.fit(starts))
         return key
 
+    def key(self) -> str:
+        """A key that no page has."""
+        return str(next(self.keys))
 
-def _chain(starts: Sequence[Start]) -> Chain:
-    """The only chain of *starts*; nothing if there is anything else."""
-    only = starts[0] if len(starts) == 1 else ()
-    return only if isinstance(only, tuple) else ()
+    def fit(self, starts: Iterable[Start], room: int = 0) -> tuple[Start, ...]:
+        """*starts* as one page of at most *room* messages (default: `WIDTH`): if they are more, a
+        window of further pages."""
+        room = room or WIDTH
+        rest = iter(starts)
+        page: list[Start] = []
+        weight = 0
+        for start in rest:
+            page.append(start)
+            weight += _weight(start)
+            if weight > room:
+                return self.window(_groups(itertools.chain(page, rest)))
+        return tuple(page)
+
+    def window(self, groups: Iterable[tuple[Start, ...]]) -> tuple[Start, ...]:
+        """A page for each of *groups*; what starts the first of them. Each leads to the one that is
+        so many behind it as are sent at once."""
+        first: list[Start] = []
+        waiting: deque[tuple[str, tuple[Start, ...]]] = deque()
+        for group in groups:
+            key = self.key()
+            if len(waiting) < self.at_once:
+                first.append(Expand(key, _queue(group[0])))
+            else:
+                before, starts = waiting.popleft()
+                # It has to wait behind the jobs of its page, so it goes where they do.
+                self.keep(before, (*starts, Expand(key, _queue(starts[-1]))))
+            waiting.append((key, group))
+        for key, group in waiting:
+            self.keep(key, group)
+        return tuple(first)
 
 
-def _may_follow(starts: Sequence[Start]) -> bool:
-    """Whether *starts* may be in the message of the job before them."""
-    chain = _chain(starts)
-    if not 0 < len(chain) < CHAIN:
-        return False
+def _look_ahead(starts: Iterable[Start]) -> tuple[list[Start], Iterable[Start]]:
+    """The first two of *starts*, and all of them."""
+    rest = iter(starts)
+    first = list(itertools.islice(rest, 2))
+    return first, itertools.chain(first, rest)
+
+
+def _to_follow(starts: Sequence[Start]) -> Chain:
+    """The chain that *starts* are if it may be in the message of the job before, else nothing."""
+    if len(starts) != 1:
+        return ()
+    chain = starts[0]
+    if not isinstance(chain, tuple) or len(chain) >= CHAIN:
+        return ()
     # Who sends a plain task puts the previous result into its message.
-    return not (chain[0].job.plain and chain[0].job.prepend)
+    if chain[0].job.plain and chain[0].job.prepend:
+        return ()
+    return chain
 
 
 def _routed(job: Job, queue: str) -> Job:
@@ -254,19 +329,29 @@ def _weight(start: Start) -> int:
     return sum(map(_weight, start.starts)) if isinstance(start, Narrow) else 1
 
 
-def _groups(starts: Sequence[Start]) -> Iterator[list[Start]]:
-    """*starts* in groups of at most `WIDTH` messages."""
+def _groups(starts: Iterable[Start]) -> Iterator[tuple[Start, ...]]:
+    """*starts* in groups that fill a page but for the message that leads to another."""
     group: list[Start] = []
     weight = 0
     for start in starts:
         more = _weight(start)
-        if group and weight + more > WIDTH:
-            yield group
+        if group and weight + more > WIDTH - 1:
+            yield tuple(group)
             group, weight = [], 0
         group.append(start)
         weight += more
     if group:
-        yield group
+        yield tuple(group)
+
+
+def _queue(start: Start) -> str:
+    """The queue that *start* is sent to, or "" where routes say it."""
+    if isinstance(start, Expand):
+        return start.queue
+    if isinstance(start, Narrow):
+        return _queue(start.starts[0])
+    queue = start[0].job.options.get("queue")
+    return queue if isinstance(queue, str) else ""
 
 
 def is_direct(starts: Iterable[Start]) -> bool:

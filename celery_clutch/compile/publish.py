@@ -127,7 +127,7 @@ def _publish_all(
 ) -> None:
     declared: set[Any] = set()
     for signature, options in found:
-        route = signature.task, options.get("queue")
+        route = signature.task, options.get("queue"), options.get("route_name")
         declare: dict[str, Any] = {"declare": []} if route in declared else {}
         declared.add(route)
         _publish(app, signature, {**options, "producer": producer, **declare})

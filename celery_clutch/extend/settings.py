@@ -29,6 +29,8 @@ class Settings:
             its jobs are free (60).
         grace: ``clutch_grace``, seconds for which something is due, or a run is without an event,
             before `sweep` looks at it (30).
+        window: ``clutch_window``, about how many messages of one parallel step wait in the broker
+            at a time; from 100 to 10,000 (2,000).
     """
 
     store: str
@@ -39,6 +41,7 @@ class Settings:
     max_starts: int = 5
     lease: float = 60.0
     grace: float = 30.0
+    window: int = 2000
 
     @classmethod
     def of(cls, conf: Any) -> Settings:
@@ -58,6 +61,7 @@ class Settings:
             max_starts=_whole(conf, "clutch_max_starts", default.max_starts),
             lease=_number(conf, "clutch_lease", default.lease),
             grace=_number(conf, "clutch_grace", default.grace),
+            window=_within(conf, "clutch_window", default.window, 100, 10_000),
         )
 
 
@@ -77,6 +81,13 @@ def _whole(conf: Any, name: str, default: int) -> int:
     if value < 1:
         raise ConfigurationError(f"{name} must be at least 1, not {value!r}")
     return int(value)
+
+
+def _within(conf: Any, name: str, default: int, least: int, most: int) -> int:
+    value = _whole(conf, name, default)
+    if not least <= value <= most:
+        raise ConfigurationError(f"{name} must be from {least} to {most}, not {value!r}")
+    return value
 
 
 def _store(conf: Any) -> str:

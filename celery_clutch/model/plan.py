@@ -6,7 +6,7 @@ for life. The root is a `Series`; its steps have the addresses ``"0"``, ``"1"`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from orjson import Fragment
 
 from ..errors import CorruptRecord, PlanTooDeep
 from . import codec
+from .packed import TOGETHER, Packed
 
 MAX_DEPTH = 64
 """How deep series and parallels may nest.
@@ -86,7 +87,7 @@ class Parallel:
     """Branches that run side by side, at most ``limit`` of them at a time; what follows waits for
     all of them."""
 
-    branches: tuple[Node, ...] = ()
+    branches: tuple[Node, ...] | Branches = ()
     scope: Scope = Scope()
     limit: int | None = None
     size: int = field(init=False, compare=False, repr=False)
@@ -97,6 +98,36 @@ class Parallel:
 
 
 Node = Job | Series | Parallel
+
+
+class Branches(Packed[Node]):
+    """The branches of a parallel, as they are collected: empty ones are left out, and a series of
+    one step is the step itself.
+
+    Attributes:
+        size: how many jobs are in them.
+        depth: how deep the deepest is nested.
+        only_jobs: each of them is a job.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_dumps, _loads_all)
+        self.size = 0
+        self.depth = 0
+        self.only_jobs = True
+
+    def append(self, value: Node) -> None:
+        if not value.size:
+            return
+        branch = _unwrap(value)
+        super().append(branch)
+        self.size += branch.size
+        self.depth = max(self.depth, branch.depth)
+        self.only_jobs = self.only_jobs and isinstance(branch, Job)
+
+    def all(self) -> tuple[Node, ...] | Branches:
+        """What a plan is made of: a few are a tuple."""
+        return tuple(self) if len(self) <= TOGETHER else self
 
 
 def series(nodes: Iterable[Node], scope: Scope = Scope()) -> Series:
@@ -114,9 +145,13 @@ def series(nodes: Iterable[Node], scope: Scope = Scope()) -> Series:
 def parallel(nodes: Iterable[Node], scope: Scope = Scope(), limit: int | None = None) -> Parallel:
     """A parallel of *nodes*; empty branches are left out, one branch stays a parallel of one.
 
-    A series of one step is the step itself.
+    A series of one step is the step itself. *nodes* are taken one by one.
     """
-    return Parallel(tuple(_unwrap(node) for node in nodes if node.size), scope, limit)
+    branches = nodes if isinstance(nodes, Branches) else Branches()
+    if branches is not nodes:
+        for node in nodes:
+            branches.append(node)
+    return Parallel(branches.all(), scope, limit)
 
 
 def _unwrap(node: Node) -> Node:
@@ -125,7 +160,7 @@ def _unwrap(node: Node) -> Node:
     return node
 
 
-def children(node: Node) -> tuple[Node, ...]:
+def children(node: Node) -> Sequence[Node]:
     """The steps or branches of *node*; nothing for a job."""
     if isinstance(node, Series):
         return node.steps
@@ -148,10 +183,13 @@ def join(address: str, index: int) -> str:
 
 
 class JobEncoder:
-    """Encodes jobs, each of them once, however often it is asked. For jobs that live longer."""
+    """Encodes jobs, each of them once, however often it is asked, while they are not too many."""
+
+    KEPT = 20_000
 
     def __init__(self) -> None:
-        self._known: dict[int, Fragment] = {}
+        # The jobs as well: the id of one that is gone may be another's.
+        self._known: dict[int, tuple[Job, Fragment]] = {}
 
     def __call__(self, job: Job) -> Fragment:
         """*job* as a short JSON list.
@@ -159,12 +197,14 @@ class JobEncoder:
         Raises:
             NonJSONArgument: an argument or option has no JSON form.
         """
-        known = self._known.get(id(job))
-        if known is None:
-            flags = job.plain + 2 * job.prepend
-            known = codec.part((job.task, job.args, job.kwargs, job.options, flags))
-            self._known[id(job)] = known
-        return known
+        if known := self._known.get(id(job)):
+            return known[1]
+        flags = job.plain + 2 * job.prepend
+        encoded = codec.part((job.task, job.args, job.kwargs, job.options, flags))
+        if len(self._known) >= self.KEPT:
+            self._known.clear()
+        self._known[id(job)] = job, encoded
+        return encoded
 
 
 def dumps(node: Node, encode: JobEncoder | None = None) -> bytes:
@@ -241,14 +281,19 @@ def _scope_from_dict(data: Mapping[str, Any]) -> Scope:
     return scope
 
 
-def _measure(node: Series | Parallel, nodes: tuple[Node, ...]) -> None:
-    depth = 1 + max((child.depth for child in nodes), default=0)
+def _measure(node: Series | Parallel, nodes: Sequence[Node]) -> None:
+    if isinstance(nodes, Branches):
+        size, deepest = nodes.size, nodes.depth
+    else:
+        size = sum(child.size for child in nodes)
+        deepest = max((child.depth for child in nodes), default=0)
+    depth = 1 + deepest
     if depth > MAX_DEPTH:
         raise PlanTooDeep(
             f"steps are nested more than {MAX_DEPTH} deep. Engage a nested clutch from inside a "
             "job (Clutch(parent=self)) where depth is a matter of data."
         )
-    object.__setattr__(node, "size", sum(child.size for child in nodes))
+    object.__setattr__(node, "size", size)
     object.__setattr__(node, "depth", depth)
 
 
@@ -267,7 +312,12 @@ def scope_to_json(scope: Scope) -> dict[str, Any]:
 def _to_json(node: Node, encode: JobEncoder) -> dict[str, Any]:
     if isinstance(node, Job):
         return {"job": encode(node)}
-    data: dict[str, Any] = {_kind(node): [_to_json(child, encode) for child in children(node)]}
+    below = children(node)
+    data: dict[str, Any] = {}
+    if isinstance(below, Branches):
+        data["parallel"] = Fragment(b"[%b]" % b",".join(below.parts()))
+    else:
+        data[_kind(node)] = [_to_json(child, encode) for child in below]
     data.update(_settings(node))
     if "scope" in data:
         data["scope"] = codec.part(data["scope"])
@@ -296,3 +346,11 @@ def _from_json(data: dict[str, Any]) -> Node:
         return Series(tuple(_from_json(child) for child in data["series"]), scope)
     branches = tuple(_from_json(child) for child in data["parallel"])
     return Parallel(branches, scope, data.get("limit"))
+
+
+def _dumps(node: Node) -> bytes:
+    return codec.encode_parts(_to_json(node, JobEncoder()))
+
+
+def _loads_all(data: bytes) -> list[Node]:
+    return [_from_json(node) for node in codec.decode_plan(data)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .plan import Job, Node, Parallel, Series, join
+from .plan import Branches, Job, Node, Parallel, Series, join
 
 Shape = str | list[Any]
 
@@ -21,7 +21,9 @@ def shape(node: Node, address: str) -> Shape:
     if isinstance(node, Series):
         last = len(node.steps) - 1
         return shape(node.steps[last], join(address, last))
-    tails = {_tail(branch) for branch in node.branches}
+    tails: set[str | None] = (
+        {""} if _only_jobs(node) else {_tail(branch) for branch in node.branches}
+    )
     if len(tails) == 1 and None not in tails:
         return f"{address}*{len(node.branches)}{tails.pop()}"
     return [shape(branch, join(address, i)) for i, branch in enumerate(node.branches)]
@@ -51,6 +53,8 @@ def ends(node: Node) -> int:
         return 1
     if isinstance(node, Series):
         return ends(node.steps[-1])
+    if _only_jobs(node):
+        return len(node.branches)
     return sum(ends(branch) for branch in node.branches)
 
 
@@ -88,6 +92,11 @@ def arrange(of: Shape, values: Iterator[Any]) -> Any:
     if not is_parallel(of):
         return next(values)
     return [arrange(member, values) for member in members(of)]
+
+
+def _only_jobs(node: Parallel) -> bool:
+    """Whether that is known without looking at each branch."""
+    return isinstance(node.branches, Branches) and node.branches.only_jobs
 
 
 def _tail(branch: Node) -> str | None:

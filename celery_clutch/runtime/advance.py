@@ -88,12 +88,21 @@ class Outbox:
 
     def _start(self, key: str, start: Start) -> None:
         if isinstance(start, Expand):
-            self.chains.append([self.compiler.advance(start.page, start.queue or None)])
+            self._expand(start)
         elif isinstance(start, Narrow):
             for each in start.starts:
                 self._start(key, each)
         else:
             self._chain(key, start)
+
+    def _expand(self, start: Expand, *, rest: bool = False) -> None:
+        """Let a worker send a page when it has begun what was sent before; with *rest* what is left
+        of it."""
+        # Where routes say which queue that is, it is that of the job before.
+        behind = self.chains[-1][0].task if self.chains else ""
+        queue = start.queue or None
+        message = self.compiler.advance(start.page, queue, behind=behind, rest=rest)
+        self.chains.append([message])
 
     # --- a job ----------------------------------------------------------------------------------
 
@@ -136,30 +145,46 @@ class Outbox:
         self._receipt(f"page {key}", before)
 
     def _rest(self, key: str, data: bytes | None = None) -> None:
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        starts = self._load(key, data)
-        done = self._finished(starts)
-        for start in starts:
-            if isinstance(start, Expand):
-                self._rest(start.page)
-            elif isinstance(start, Narrow):
-                self._branches(start)
-            else:
-                self._rest_of_chain(key, start, done)
+        todo = [key]
+        while todo:
+            key = todo.pop()
+            if key in self._seen:
+                continue
+            self._seen.add(key)
+            further = self._rest_of_page(key, self._load(key, data))
+            todo.extend(reversed(further))
+            data = None
 
-    def _rest_of_chain(self, key: str, chain: pages.Chain, done: Collection[str]) -> None:
+    def _rest_of_page(self, key: str, starts: tuple[Start, ...]) -> list[str]:
+        """Collect what is left of a page; the keys of those where the way on from it leads."""
+        further: list[str] = []
+        done = self._finished(starts)
+        before = len(self.chains)
+        for start in starts:
+            if isinstance(start, Narrow):
+                self._branches(start)
+            elif not isinstance(start, Expand):
+                further.extend(self._rest_of_chain(key, start, done))
+            elif len(self.chains) > before:
+                self._expand(start, rest=True)  # a window of pages is left, as at first
+            else:
+                further.append(start.page)
+        return further
+
+    def _rest_of_chain(self, key: str, chain: pages.Chain, done: Collection[str]) -> list[str]:
+        """Collect what is left of a chain, or the keys of the pages behind it."""
         left = _left(chain, done)
         if left:
             self._unfinished.append(left[0].at)
             if left[0].at not in self.skip:
                 self._chain(key, left)
-            return
+            return []
+        further: list[str] = []
         for barrier in chain[-1].barriers:
             kind, _, page = barrier.then.partition(" ")
             if kind == "page" and self.is_open(barrier):
-                self._rest(page)
+                further.append(page)
+        return further
 
     def _branches(self, narrow: Narrow) -> None:
         """As many branches of a narrow parallel as may be under way."""

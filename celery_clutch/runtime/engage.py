@@ -102,7 +102,6 @@ def resume(app: Celery, run: str) -> bool:
         outbox.rest(pages.ROOT)
         _run_now(outbox)
         return True
-    signature = outbox.compiler.advance(pages.ROOT, meta.scope("").queue)
-    signature.kwargs["rest"] = True
+    signature = outbox.compiler.advance(pages.ROOT, meta.scope("").queue, rest=True)
     publish.send(app, [[signature]])
     return True

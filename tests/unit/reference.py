@@ -9,8 +9,11 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import pytest
 
 from celery_clutch.compile import pages
 from celery_clutch.compile.pages import Chain, Expand, Item, Narrow, Pages, Start
@@ -249,3 +252,13 @@ def reporter(root: Series, at: str) -> tuple[str, str | None]:
         if not isinstance(node, Job) and node.scope.on_failure:
             return step or at, around
     return step or at, None
+
+
+@contextmanager
+def limits(small: bool) -> Iterator[None]:
+    """With *small*, pages so small that a plan of a few jobs takes many."""
+    with pytest.MonkeyPatch.context() as patch:
+        if small:
+            for name, value in {"CHAIN": 3, "WIDTH": 3}.items():
+                patch.setattr(pages, name, value)
+        yield

@@ -404,13 +404,15 @@ def test_our_errbacks_are_dropped_before_replace_and_others_are_not(app: Celery)
 
 def test_prepare_stores_and_sends_nothing(app: Celery) -> None:
     t = tasks_of(app).t
-    prepared = prepare(app, series(t, parallel([t] * 300), t).plan, name="n", tags=("x",))
+    root = series(t, parallel([t] * 300), t).plan
+    prepared = prepare(app, root, name="n", tags=("x",))
     assert runtime(app).store.scan()[0] == []
-    assert set(prepared.encoded) == {*prepared.cut.pages, canvas.PLAN}
-    for key, items in prepared.cut.pages.items():
+    found = pages.paginate(root).pages
+    assert set(prepared.encoded) == {*found, canvas.PLAN}
+    for key, items in found.items():
         assert pages.loads(prepared.encoded[key]) == items
     whole = plan.loads(pages.decompress(prepared.encoded[canvas.PLAN]))
-    assert whole == series(t, parallel([t] * 300), t).plan
+    assert whole == root
     assert (prepared.meta.jobs, prepared.meta.name, prepared.meta.tags) == (302, "n", ("x",))
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections import Counter, defaultdict, deque
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -19,25 +18,25 @@ from celery_clutch.model import plan, shape
 from celery_clutch.model.plan import Job, Parallel, Scope, Series
 from celery_clutch.stores.base import Barrier, Settles, Turn
 
-from .reference import Pick, all_items, before, evaluate, follow, jobs_of, starts_of, the_last
+from .reference import (
+    Pick,
+    all_items,
+    before,
+    evaluate,
+    follow,
+    jobs_of,
+    limits,
+    starts_of,
+    the_last,
+)
 from .strategies import any_json, jobs, mutated, plans
 
 J = Job("t")
 
 
-@contextmanager
-def limits(small: bool) -> Iterator[None]:
-    """With *small*, pages so small that a plan of a few jobs takes many."""
-    with pytest.MonkeyPatch.context() as patch:
-        if small:
-            for name, value in {"CHAIN": 3, "WIDTH": 3}.items():
-                patch.setattr(pages, name, value)
-        yield
-
-
 def cut_of(root: Series, small: bool, tally: bool = False) -> Pages:
     with limits(small):
-        return paginate(root, tally=tally)
+        return paginate(root, tally=tally, window=6 if small else pages.WINDOW)
 
 
 either = st.booleans()
@@ -98,7 +97,8 @@ def test_the_first_branches_of_a_narrow_parallel_start_it(root: Series, small: b
         for start in starts_of(starts):
             if isinstance(start, Narrow):
                 branches = [cut.pages[f"{start.at}/{index}"] for index in range(start.limit)]
-                assert firsts(start.starts) == [item for each in branches for item in firsts(each)]
+                wanted = [item.at for each in branches for item in firsts(each)]
+                assert Counter(item.at for item in firsts(start.starts)) == Counter(wanted)
 
 
 @given(all_plans, either, picks)
@@ -230,6 +230,51 @@ def test_a_wide_parallel_is_a_parallel_of_pages(width: int) -> None:
     assert max(map(weight, cut.pages.values())) <= pages.WIDTH
     # Not many pages either: each is nearly full.
     assert len(cut.pages) <= 3 + 1.1 * width / (pages.WIDTH - 1)
+
+
+def most_at_once(cut: Pages) -> int:
+    """How many messages wait at most, where one worker takes one after another."""
+    queue: deque[Any] = deque([Expand(ROOT)])
+    most = 0
+    while queue:
+        start = queue.popleft()
+        if isinstance(start, Expand):
+            queue.extend(starts_of(cut.pages[start.page]))
+        most = max(most, len(queue))
+    return most
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        plan.parallel([J] * 25_000),
+        plan.parallel([plan.parallel([J] * 200)] * 125),
+        plan.parallel([plan.series([plan.parallel([J] * 200), J])] * 125),
+        plan.parallel([plan.series([J, J])] * 25_000),
+    ],
+    ids=["wide", "nested", "series", "chains"],
+)
+def test_the_messages_of_a_wide_parallel_are_sent_a_window_at_a_time(node: plan.Node) -> None:
+    for window in (300, 2000):
+        cut = paginate(plan.series([node, J]), window=window)
+        assert window * 0.8 < most_at_once(cut) <= window + pages.WIDTH
+
+
+def test_pages_are_given_away_as_they_are_complete() -> None:
+    kept: list[tuple[str, int]] = []
+    root = plan.series([J, plan.parallel([J] * 1000), J])
+    cut = paginate(root, keep=lambda key, starts: kept.append((key, weight(starts))))
+    whole = paginate(root)
+    assert kept == [(key, weight(starts)) for key, starts in whole.pages.items()]
+    assert cut.pages == {}
+    assert cut.first == whole.first == whole.pages[ROOT]
+
+
+def test_more_pages_are_sent_where_the_jobs_before_them_are() -> None:
+    near = Job("t", options={"queue": "near"})
+    cut = paginate(plan.series([plan.parallel([near] * 5000)], Scope()))
+    queues = {s.queue for starts in cut.pages.values() for s in starts if isinstance(s, Expand)}
+    assert queues == {"near"}
 
 
 @pytest.mark.parametrize("length", [1, 12, 13, 500, 10_000])

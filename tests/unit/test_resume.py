@@ -17,7 +17,7 @@ from celery_clutch.model import plan
 from celery_clutch.model.plan import Job, Node, Parallel, Scope, Series
 
 from .conftest import make_app
-from .reference import Evaluation, before, evaluate, value_of
+from .reference import Evaluation, before, evaluate, limits, value_of
 from .strategies import plans
 
 
@@ -88,10 +88,12 @@ class World:
 
 
 @contextmanager
-def a_world() -> Iterator[World]:
+def a_world(small: bool = False) -> Iterator[World]:
+    """A world; with *small* a plan of a few jobs is cut into many pages."""
     world = World()
     try:
-        yield world
+        with limits(small):
+            yield world
     finally:
         forget_runtime(world.app)
 
@@ -106,11 +108,11 @@ def some_jobs(root: Series) -> st.SearchStrategy[set[str]]:
     return st.sets(st.sampled_from(jobs)) if jobs else st.just(set())
 
 
-@given(bare, st.data())
-def test_whatever_has_failed_goes_on(root: Series, data: st.DataObject) -> None:
+@given(bare, st.booleans(), st.data())
+def test_whatever_has_failed_goes_on(root: Series, small: bool, data: st.DataObject) -> None:
     wanted = evaluate(root)
     failing = data.draw(some_jobs(root))
-    with a_world() as world:
+    with a_world(small) as world:
         world.failing.update(failing)
         run = world.build(root).engage()
         reached = {at for at in wanted.previous if not before(root, at) & failing}
@@ -123,11 +125,11 @@ def test_whatever_has_failed_goes_on(root: Series, data: st.DataObject) -> None:
         world.check(run, wanted, root)
 
 
-@given(bare, st.data())
-def test_however_often_it_fails(root: Series, data: st.DataObject) -> None:
+@given(bare, st.booleans(), st.data())
+def test_however_often_it_fails(root: Series, small: bool, data: st.DataObject) -> None:
     wanted = evaluate(root)
     failing = {at: data.draw(st.integers(1, 3)) for at in sorted(data.draw(some_jobs(root)))}
-    with a_world() as world:
+    with a_world(small) as world:
         world.failing.update(failing)
         run = world.build(root).engage()
         rounds = 0
@@ -141,12 +143,14 @@ def test_however_often_it_fails(root: Series, data: st.DataObject) -> None:
         world.check(run, wanted, root)
 
 
-@given(own, st.data())  # a plain task cannot be stopped, and has no result in a cancelled run
-def test_what_was_cancelled_goes_on(root: Series, data: st.DataObject) -> None:
+@given(
+    own, st.booleans(), st.data()
+)  # a plain task cannot be stopped, and has no result in a cancelled run
+def test_what_was_cancelled_goes_on(root: Series, small: bool, data: st.DataObject) -> None:
     wanted = evaluate(root)
     failing = data.draw(some_jobs(root))
     cancelling = data.draw(some_jobs(root))
-    with a_world() as world:
+    with a_world(small) as world:
         world.failing.update(failing)
         world.cancelling |= cancelling
         run = world.build(root).engage()
@@ -173,3 +177,13 @@ def test_a_death_sends_what_follows_once() -> None:
         run = Clutch(narrow, app=world.app).engage()
         assert run.state is State.FAILED
         assert world.tried == {"0.0": 1, "0.1.0": 1, "0.1.1": 1}
+
+
+def test_a_series_of_thousands_that_is_done_is_walked_through() -> None:
+    with a_world() as world:
+        world.failing["10000"] = 1
+        run = Clutch(*[world.job] * 10_001, app=world.app).engage()
+        assert run.state is State.FAILED
+        assert run.resume() is True
+        assert run.state is State.SUCCEEDED
+        assert max(world.returned.values()) == 1

@@ -41,8 +41,9 @@ def test_everything_can_be_set() -> None:
         clutch_max_starts=1,
         clutch_lease=timedelta(seconds=9),
         clutch_grace=0.5,
+        clutch_window=500,
     )
-    assert found == Settings("redis://cache:6380/3", 60, 120, "shop", 10, 1, 9, 0.5)
+    assert found == Settings("redis://cache:6380/3", 60, 120, "shop", 10, 1, 9, 0.5, 500)
 
 
 def test_settings_with_a_namespace() -> None:
@@ -65,6 +66,7 @@ def test_settings_with_a_namespace() -> None:
         "clutch_max_starts",
         "clutch_lease",
         "clutch_grace",
+        "clutch_window",
     ],
 )
 @pytest.mark.parametrize("value", [0, -1, "60", True, [], timedelta(0), b"1"])
@@ -83,6 +85,8 @@ def test_numbers_must_be_above_zero(name: str, value: Any) -> None:
         ("clutch_max_starts", 0.5),
         ("clutch_lease", float("nan")),
         ("clutch_lease", float("inf")),
+        ("clutch_window", 99),
+        ("clutch_window", 10_001),
         ("clutch_grace", float("nan")),
         ("clutch_grace", float("inf")),
     ],
