@@ -448,8 +448,9 @@ def complete(
         handlers.settled(app, header, step, failed=f"failure {step}" in answer.due)
     if answer.succeeded:
         handlers.finished(app, header.run)
-    origin = replace(header.origin, generation=answer.generation)
-    follow(app, origin, answer.due, answer.pages, chain)
+    if answer.due:
+        origin = replace(header.origin, generation=answer.generation)
+        follow(app, origin, answer.due, answer.pages, chain)
     return answer
 
 

@@ -32,6 +32,7 @@ from collections.abc import (
 )
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import lru_cache
 from importlib import resources
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -44,7 +45,6 @@ from .base import (
     ENDED,
     TURNS,
     Attempted,
-    Barrier,
     Begun,
     Completed,
     Completion,
@@ -146,6 +146,9 @@ class RedisStore(TransactionalStore):
         self._index = f"{options.prefix}:runs"
         self._living = f"{options.prefix}:owners"
         self._thread = _Thread()
+        # A worker has many jobs of few runs; and redis-py sends bytes as they are.
+        self._keys = lru_cache(maxsize=64)(self._made_keys)
+        self._common = lru_cache(maxsize=64)(self._made_common)
         if client is None:
             _check(url)  # a URL that makes no sense is an error now, not at the first job
 
@@ -164,9 +167,10 @@ class RedisStore(TransactionalStore):
         receipts: Sequence[str] = (),
         lapsed: str = "",
     ) -> Begun:
-        args = (address, generation, owner, limit, turn, turn // TURNS, page, lapsed, *receipts)
+        # Few arguments: redis-py takes a microsecond to send one.
+        claim = f"{generation} {owner} {limit} {turn} {turn // TURNS} {page} {lapsed}"
         with _errors, _reading(run):
-            number, *more = self._call(_begin, run, *args)
+            number, *more = self._call(_begin, run, address, claim, *receipts)
             verdict = Verdict(number)
             if verdict is Verdict.BUSY:
                 return Begun(verdict, owner=more[0].decode())
@@ -175,9 +179,10 @@ class RedisStore(TransactionalStore):
     def complete(self, done: Completion) -> Completed:
         key, since = done.next or ("", "")
         args = [done.address, done.value, done.token, done.info, key, since]
-        args += [*_settles(done.settles), len(done.barriers)]
+        args += [*_if_any(_settles(done.settles)), len(done.barriers)]
         for barrier in done.barriers:
-            args += _barrier(barrier)
+            args += [barrier.name, barrier.width, barrier.then]
+            args += [*_if_any(_settles(barrier.settles)), *_if_any(_turn(barrier.turn))]
         for name, value in done.changes.items():
             args += [name, int(value is not None), value or b""]
         with _errors, _reading(done.run):
@@ -502,7 +507,7 @@ class RedisStore(TransactionalStore):
             answer = self._called(script, keys, *common, *args)
         return answer
 
-    def _called(self, script: _Script, keys: Sequence[str], *args: Any) -> Any:
+    def _called(self, script: _Script, keys: Sequence[bytes], *args: Any) -> Any:
         """Call *script*, one of those of every job, on a connection that is kept for them.
 
         A pool looks at a connection whenever it lends it: a quarter of what such a call takes.
@@ -532,17 +537,18 @@ class RedisStore(TransactionalStore):
         _, url, kwargs = _connection(self.url)
         return redis.asyncio.Redis.from_url(url, **kwargs)
 
-    def _keys(self, run: str) -> list[str]:
+    def _made_keys(self, run: str) -> tuple[bytes, ...]:
         base = self._channels(run)
-        return [base + name for name in _NAMES]
+        return tuple((base + name).encode() for name in _NAMES)
 
     def _channels(self, run: str) -> str:
         """What the names of the channels of *run* start with."""
         return f"{self.options.prefix}:{{{run}}}:"
 
-    def _common(self, run: str) -> tuple[int, int, str]:
+    def _made_common(self, run: str) -> tuple[bytes, ...]:
         """The first arguments of every script about *run*."""
-        return self._ttl, self._result_ttl, self._channels(run)
+        common = self._ttl, self._result_ttl, self._channels(run)
+        return tuple(str(value).encode() for value in common)
 
     def _repeat(self, call: Callable[..., T], *args: Any) -> T:
         """What *call* returns once no other process comes between."""
@@ -741,9 +747,9 @@ def _turn(turn: Turn | None) -> list[Any]:
     return [turn.address, turn.member, turn.limit, turn.width] if turn else ["", "", 0, 0]
 
 
-def _barrier(barrier: Barrier) -> list[Any]:
-    settles, turn = _settles(barrier.settles), _turn(barrier.turn)
-    return [barrier.name, barrier.width, barrier.then, *settles, *turn]
+def _if_any(args: list[Any]) -> list[Any]:
+    """Arguments that end with a width, behind a flag; the flag alone where there are none."""
+    return [1, *args] if args[-1] else [0]
 
 
 def _texts(values: Iterable[bytes]) -> tuple[str, ...]:

@@ -1,8 +1,7 @@
 -- ARGV: ..., address, value, token, info, what is next or '', since when,
---       step, member, width (0: none),
---       how many barriers, (name, width, then or '', step, member, width (0: none),
---         parallel, branch, limit, width (0: none))...,
+--       SETTLES, how many barriers, (name, width, then or '', SETTLES, TURN)...,
 --       (key of a change, 1 to set or 0 to delete, value)...
+-- SETTLES is 0, or 1, step, member, width. TURN is 0, or 1, parallel, branch, limit, width.
 -- Returns {remaining or -1, fresh, generation, succeeded, settled, due, pages}; nil if locked.
 local head = read_head()
 if not head then
@@ -41,15 +40,37 @@ local function drop_checkpoint()
   end
 end
 
-local function open(at)
-  if ARGV[at + 5] ~= '0' then
-    settle(event, ARGV[at + 3], ARGV[at + 4], number(ARGV[at + 5]))
+-- Arguments are read one after another.
+local at = 10
+local function take()
+  at = at + 1
+  return ARGV[at - 1]
+end
+
+local function take_settles()
+  if take() == '1' then
+    return {take(), take(), number(take())}
   end
-  if ARGV[at + 9] ~= '0' then
-    take_turn(event, ARGV[at + 6], ARGV[at + 7], number(ARGV[at + 8]), number(ARGV[at + 9]))
+end
+
+local function take_barrier()
+  local barrier = {name = take(), width = number(take()), after = take()}
+  barrier.settles = take_settles()
+  if take() == '1' then
+    barrier.turn = {take(), take(), number(take()), number(take())}
   end
-  if ARGV[at + 2] ~= '' and head.state ~= 'CANCELLED' then
-    put_due(event, ARGV[at + 2], event.now)
+  return barrier
+end
+
+local function open(barrier)
+  if barrier.settles then
+    settle(event, unpack(barrier.settles))
+  end
+  if barrier.turn then
+    take_turn(event, unpack(barrier.turn))
+  end
+  if barrier.after ~= '' and head.state ~= 'CANCELLED' then
+    put_due(event, barrier.after, event.now)
   end
 end
 
@@ -63,27 +84,29 @@ redis.call('HDEL', LEASES, address)
 if marks[2] then
   drop_checkpoint()
 end
-local changes = 14 + 10 * ARGV[13]
-for i = changes, #ARGV, 3 do
-  if ARGV[i + 1] == '1' then
-    redis.call('HSET', DATA, ARGV[i], ARGV[i + 2])
-  else
-    redis.call('HDEL', DATA, ARGV[i])
-  end
-end
 if marks[1] and (head.failing ~= 0 or head.dead ~= 0) then
   finish(marks[1])
 end
 if ARGV[9] ~= '' and head.state ~= 'CANCELLED' then
   put_due(event, ARGV[8], ARGV[9])
 end
-if ARGV[12] ~= '0' then
-  settle(event, ARGV[10], ARGV[11], number(ARGV[12]))
+local alone = take_settles()
+if alone then
+  settle(event, unpack(alone))
 end
-for i = 14, changes - 1, 10 do
-  local width = number(ARGV[i + 1])
-  if width == 1 or redis.call('HINCRBY', MARKS, 'barrier:' .. ARGV[i], 1) == width then
-    open(i)
+for _ = 1, number(take()) do
+  local barrier = take_barrier()
+  local width = barrier.width
+  if width == 1 or redis.call('HINCRBY', MARKS, 'barrier:' .. barrier.name, 1) == width then
+    open(barrier)
+  end
+end
+while ARGV[at] do
+  local name, known, value = take(), take(), take()
+  if known == '1' then
+    redis.call('HSET', DATA, name, value)
+  else
+    redis.call('HDEL', DATA, name)
   end
 end
 head.left = head.left - 1
