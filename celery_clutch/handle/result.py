@@ -129,17 +129,22 @@ class ClutchResult:
             GetInsideTask: called in a task, where it would block the worker the run may need.
         """
         self._refuse_in_task()
-        return self._ended(self._store.wait(self.id, timeout), timeout, propagate)
+        outline = self._store.outline(self.id)
+        if outline is not None and outline[0] not in ENDED:
+            self._store.wait(self.id, timeout)
+            outline = self._store.outline(self.id)
+        return self._ended(outline, timeout, propagate)
 
     def ended(self) -> list[Any]:
         """The results of a run that has ended; raises what `get` raises."""
-        return self._ended(self.state, 0.0, True)
+        return self._ended(self._store.outline(self.id), 0.0, True)
 
     async def aget(self, timeout: float | None = None, propagate: bool = True) -> list[Any]:
         """`get` for asyncio: the event loop is not blocked while waiting."""
         self._refuse_in_task()
-        state = await self._store.wait_async(self.id, timeout)
-        return self._ended(state, timeout, propagate)
+        await self._store.wait_async(self.id, timeout)
+        outline = await asyncio.to_thread(self._store.outline, self.id)
+        return await asyncio.to_thread(self._ended, outline, timeout, propagate)
 
     def results(self, address: str | None = None) -> Any:
         """The result at *address*; of the last step, as a list, without one.
@@ -249,20 +254,22 @@ class ClutchResult:
                 "(Clutch(parent=self)) or put what comes after it into the clutch."
             )
 
-    def _ended(self, state: State | None, timeout: float | None, propagate: bool) -> list[Any]:
-        if state is None:
+    def _ended(
+        self, outline: tuple[State, bytes] | None, timeout: float | None, propagate: bool
+    ) -> list[Any]:
+        if outline is None:
             self._not_found()
+        state, meta = outline
         if state not in ENDED:
             raise ClutchTimeout(f"run {self.id} has not ended within {timeout} seconds")
-        found = self.record()
         if state is State.SUCCEEDED or not propagate:
-            last = record.Meta.loads(found.meta).last
+            last = record.Meta.loads(meta).last
             wanted = list(shape.addresses(last))
             values = iter(_decode(self._store.values(self.id, wanted), state, self.id))
             return [shape.arrange(member, values) for member in shape.members(last)]
         if state is State.CANCELLED:
             raise ClutchCancelled(f"run {self.id} was cancelled")
-        failures = record.failures(found)
+        failures = record.failures(self.record())
         dead = [failure for failure in failures if failure.final]
         told = "; ".join(f"{f.task} at {f.address}: {f.exception}: {f.message}" for f in dead[:3])
         more = f" and {len(dead) - 3} more" if len(dead) > 3 else ""

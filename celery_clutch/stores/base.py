@@ -655,6 +655,11 @@ class ResultStore(ABC):
         record = self.read(run)
         return (record.state, record.generation) if record else None
 
+    def outline(self, run: str) -> tuple[State, bytes] | None:
+        """The state and the ``meta`` of a run alone; None when there is no such run."""
+        record = self.read(run)
+        return (record.state, record.meta) if record else None
+
     def finished(self, run: str, addresses: Sequence[str]) -> set[str]:
         """Those of *addresses* that have a result."""
         found = zip(addresses, self.values(run, addresses), strict=True)

@@ -141,6 +141,8 @@ class RedisStore(TransactionalStore):
         self._own: dict[str, Any] = {}  # the client, once there is one
         self._kept: list[Any] = []
         self._kept_by = 0  # the process
+        self._ears: list[Any] = []
+        self._ears_of = 0
         self._ttl = max(1, int(options.ttl * 1000))
         self._result_ttl = max(1, int(options.result_ttl * 1000))
         self._index = f"{options.prefix}:runs"
@@ -385,6 +387,11 @@ class RedisStore(TransactionalStore):
             name, generation = self._client.hmget(self._keys(run)[0], "state", "gen")
             return None if name is None else (_state(name), int(generation))
 
+    def outline(self, run: str) -> tuple[State, bytes] | None:
+        with _errors, _reading(run):
+            name, meta = self._client.hmget(self._keys(run)[0], "state", "meta")
+            return None if name is None else (_state(name), meta)
+
     def finished(self, run: str, addresses: Sequence[str]) -> set[str]:
         results = self._keys(run)[_NAMES.index("results")]
         with _errors:
@@ -396,9 +403,7 @@ class RedisStore(TransactionalStore):
 
     def wait(self, run: str, timeout: float | None = None) -> State | None:
         deadline = None if timeout is None else time.monotonic() + timeout
-        with _errors, self._client.pubsub(ignore_subscribe_messages=True) as channel:
-            channel.subscribe(f"{self._channels(run)}ended")
-            channel.get_message(timeout=1.0)  # the subscription stands before the state is read
+        with _errors, self._listening(f"{self._channels(run)}ended") as channel:
             while True:
                 state = (self.peek(run) or (None,))[0]
                 left = _RECHECK if deadline is None else deadline - time.monotonic()
@@ -425,9 +430,7 @@ class RedisStore(TransactionalStore):
                     await asyncio.wait_for(channel.get_message(timeout=pause), pause + 5)
 
     def watch(self, run: str) -> Generator[bool, None, None]:
-        with _errors, self._client.pubsub(ignore_subscribe_messages=True) as channel:
-            channel.subscribe(f"{self._channels(run)}changed")
-            channel.get_message(timeout=1.0)
+        with _errors, self._listening(f"{self._channels(run)}changed") as channel:
             changed, looked = True, time.monotonic()
             while True:
                 yield changed
@@ -476,6 +479,8 @@ class RedisStore(TransactionalStore):
     def close(self) -> None:
         client = self._own.pop("client", None)
         self._kept.clear()
+        while self._ears:
+            self._ears.pop().close()
         if client is not None:
             client.close()
 
@@ -532,6 +537,42 @@ class RedisStore(TransactionalStore):
         if not isinstance(client, redis.Redis) or self._given or "max_connections=" in self.url:
             return client
         return redis.Redis(connection_pool=client.connection_pool, single_connection_client=True)
+
+    @contextmanager
+    def _listening(self, name: str) -> Iterator[Any]:
+        """A connection that has subscribed to a channel. It is kept for who listens next."""
+        if self._ears_of != os.getpid():
+            self._ears, self._ears_of = [], os.getpid()
+        try:
+            channel = self._ears.pop()
+        except IndexError:  # there is none, or another thread has it
+            channel = self._client.pubsub(ignore_subscribe_messages=True)
+        usable = False
+        try:
+            channel.subscribe(name)
+            channel.get_message(timeout=1.0)  # from here on nothing is missed
+            yield channel
+            usable = True
+        except GeneratorExit:  # who watches has seen enough
+            usable = True
+            raise
+        finally:
+            if not (usable and self._hush(channel, name)):
+                channel.close()
+
+    def _hush(self, channel: Any, name: str) -> bool:
+        """Keep a connection that no longer listens; whether that was done."""
+        try:
+            channel.unsubscribe(name)
+            deadline = time.monotonic() + 1.0
+            while channel.subscribed and time.monotonic() < deadline:
+                channel.get_message(timeout=1.0)
+        except (RedisError, OSError):
+            return False
+        if channel.subscribed or self._ears:
+            return False
+        self._ears.append(channel)
+        return True
 
     def _async_client(self) -> Any:
         _, url, kwargs = _connection(self.url)

@@ -1963,8 +1963,10 @@ def _all_of(store: ResultStore, run: str) -> dict[str, Any] | None:
     record = store.read(run)
     if record is None:
         assert (store.peek(run), store.data(run), store.executions(run)) == (None, None, {})
+        assert store.outline(run) is None
         return None
     assert store.peek(run) == (record.state, record.generation)
+    assert store.outline(run) == (record.state, record.meta)
     assert (record.ended_at is None) == (record.state is State.RUNNING)
     plain = replace(
         record,
@@ -2169,6 +2171,7 @@ def _primitives(store: ResultStore) -> dict[str, Callable[[], Any]]:
         "scan": store.scan,
         "delete": lambda: store.delete("r"),
         "peek": lambda: store.peek("r"),
+        "outline": lambda: store.outline("r"),
         "finished": lambda: store.finished("r", ["0"]),
         "executions": lambda: store.executions("r"),
         "unfinished": store.unfinished,

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -386,6 +387,27 @@ def test_processes_do_not_share_it(redis_url: str) -> None:
     store.close()
 
 
+def test_who_waits_again_and_again_connects_once(start_redis: Start) -> None:
+    server = start_redis()
+    store = RedisStore(server.url)
+    store.create("r", b"", {}, 1)
+    store.create("s", b"", {}, 1)
+    assert store.wait("r", 0.01) is State.RUNNING
+    before = server.client.info("stats")["total_connections_received"]
+    for _ in range(20):
+        assert store.wait("r", 0.01) is State.RUNNING
+        with closing(store.watch("s")) as changes:
+            assert next(changes) is True
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(store.wait, "s", 30)
+        begin(store, "s", "0")
+        complete(store, "s", "0")
+        assert waiting.result(30) is State.SUCCEEDED, "the channel of another run is not heard"
+    after = server.client.info("stats")["total_connections_received"]
+    assert after - before <= 1, "a thread that listens beside another has a connection of its own"
+    store.close()
+
+
 def test_many_threads_use_it_first(redis_url: str, request: pytest.FixtureRequest) -> None:
     """One client serves them all: redis-py closes the pool of a client that is dropped."""
     request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
@@ -638,6 +660,7 @@ def calls(store: RedisStore) -> dict[str, Callable[[], Any]]:
         "finished": lambda: store.finished("r", ["0"]),
         "read": lambda: store.read("r"),
         "peek": lambda: store.peek("r"),
+        "outline": lambda: store.outline("r"),
         "wait": lambda: store.wait("r", 0),
         "leases": lambda: store.leases("r"),
         "infos": lambda: store.infos("r"),
