@@ -10,12 +10,12 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from celery import Celery, Task
 from celery.canvas import Signature
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 
 from . import compat
 from .header import NAME
@@ -48,15 +48,33 @@ def send(app: Celery, chains: Chains, options: Mapping[str, Any] | None = None) 
 
 def send_patiently(app: Celery, chains: Chains) -> None:
     """`send`, tried again for `PATIENCE` seconds while the broker is away."""
-    deadline = time.monotonic() + PATIENCE
-    pause = 0.1
-    while True:
+    for pause in _pauses():
         try:
             return send(app, chains)
         except compat.BROKER_ERRORS:
-            if time.monotonic() > deadline:
+            time.sleep(pause)
+    return send(app, chains)
+
+
+def retry_patiently(retry: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """``Task.retry``, tried again for `PATIENCE` seconds while the broker is away."""
+    for pause in _pauses():
+        try:
+            return retry(*args, **options)
+        except Reject as exc:
+            # What Celery raises when it could not send the message (5.3 to 5.7).
+            if not isinstance(exc.reason, compat.BROKER_ERRORS):
                 raise
-        time.sleep(random.uniform(pause / 2, pause))
+            time.sleep(pause)
+    return retry(*args, **options)
+
+
+def _pauses() -> Iterator[float]:
+    """Ever longer pauses, in seconds; none after `PATIENCE` seconds."""
+    deadline = time.monotonic() + PATIENCE
+    pause = 0.1
+    while time.monotonic() <= deadline:
+        yield random.uniform(pause / 2, pause)
         pause = min(pause * 2, 2.0)
 
 

@@ -43,6 +43,7 @@ class Attempt:
         self.nested: list[canvas.Prepared] = []
         self.replaced = False
         self.dead = False  # a final failure is recorded
+        self.retried = False  # a failure is recorded that another attempt follows
         self.away: StoreUnavailable | None = None  # raised by the store while the job was running
         self.ended_by: BaseException | None = None  # recorded as what the job died of
         self.previous: list[Any] | None = None

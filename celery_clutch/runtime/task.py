@@ -8,11 +8,13 @@ come after Celery has sent the next step (5.3 to 5.7).
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from types import TracebackType
 from typing import Any
 
 from celery import Task
@@ -131,6 +133,33 @@ class ClutchTask(Task):
         expiry = compat.expiry(self.app, expires)
         return {**options, "expires": None, "headers": {**headers, "expires": expiry}}
 
+    def retry(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | str | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Any,
+    ) -> Any:
+        """As in Celery; the attempt that has failed is recorded before the next one is sent.
+
+        While the broker is away the retry is due, and the job is not dead. What is due is sent by
+        the sweep with the arguments of the plan.
+        """
+        attempt: Attempt | None = getattr(self.request, ATTEMPT, None)
+        limit = self.max_retries if max_retries is None else max_retries
+        again = (args, kwargs, exc, throw, eta, countdown, max_retries)
+        if attempt is None or (limit is not None and attempt.number > limit):
+            return super().retry(*again, **options)
+        when: Any = eta or countdown
+        if not eta and countdown is None:
+            when = self.default_retry_delay
+        self._retried(attempt, exc or Retry(when=when), when, _caller())
+        return publish.retry_patiently(super().retry, *again, **options)
+
     def replace(self, sig: Any) -> Any:
         """As in Celery; the value of *sig* becomes the result of the job."""
         attempt = _attempt(self)
@@ -220,9 +249,9 @@ class ClutchTask(Task):
             value = self.run(*args, **kwargs)
             return value, attempt.outcome(value)
         except Retry as exc:
-            cause = exc.exc if isinstance(exc.exc, BaseException) else exc
-            # An exception that was never raised has no traceback.
-            self._retried(attempt, cause, cause.__traceback__ or exc.__traceback__, _when(exc))
+            if not attempt.retried:  # raised by hand, not by ``retry``
+                cause = exc.exc if isinstance(exc.exc, BaseException) else exc
+                self._retried(attempt, cause, exc.when, exc.__traceback__)
             raise
         except Ignore as exc:
             if not attempt.replaced:
@@ -247,27 +276,26 @@ class ClutchTask(Task):
         attempt.fail(exc, final=True)
         attempt.ended_by = exc
 
-    def _retried(self, attempt: Attempt, cause: BaseException, traceback: Any, when: float) -> None:
-        """Record an attempt that is followed by another."""
+    def _retried(
+        self, attempt: Attempt, cause: BaseException, when: Any, traceback: TracebackType | None
+    ) -> None:
+        """Record an attempt that is followed by another, *when* Celery is told to send it."""
+        countdown = isinstance(when, (int, float))
+        due = advance.begins_at({"countdown" if countdown else "eta": when}) or time.time()
+        # An exception that was never raised has no traceback.
+        traceback = cause.__traceback__ or traceback
         try:
-            attempt.fail(cause, final=False, traceback=traceback, retry_at=when)
-        except StoreUnavailable:
-            # The retry is on its way already; putting the job off would double it.
-            logger.exception("a failed attempt of job %s is not recorded", attempt.header.at)
+            attempt.fail(cause, final=False, traceback=traceback, retry_at=due)
+        except StoreUnavailable as exc:
+            attempt.away = exc  # the job is put off, as if it had not run
+            raise
+        attempt.retried = True
 
     def _rejected(self, attempt: Attempt, exc: Reject) -> None:
         """The message goes back to the broker, or away."""
-        cause = exc.reason
-        if isinstance(cause, compat.BROKER_ERRORS) and exc.__context__ is cause:
+        if attempt.retried and isinstance(exc.reason, compat.BROKER_ERRORS):
             # ``retry`` could not send the next attempt (5.3 to 5.7); it is due all the same.
-            self._retried(attempt, cause, None, time.time())
-            header = attempt.header
-            outbox = advance.Outbox(self.app, header.origin)
-            try:
-                outbox.job(header.page, header.at, attempt.number)
-                outbox.send()
-            except Exception:
-                logger.exception("the retry of job %s is due, but could not be sent", header.at)
+            logger.warning("the retry of job %s is due, but could not be sent", attempt.header.at)
         elif exc.requeue and self.acks_late:
             attempt.release()
         else:
@@ -364,12 +392,10 @@ def _create_nested(attempt: Attempt, nested: canvas.Prepared) -> None:
     store.patiently(nested.create)
 
 
-def _when(exc: Retry) -> float:
-    """When the attempt that *exc* asks for is due, in seconds since the epoch."""
-    when = exc.when
-    if isinstance(when, datetime):
-        return when.timestamp()
-    return time.time() + float(when or 0)
+def _caller() -> TracebackType:
+    """Where the function that calls this one was called, as a traceback."""
+    frame = sys._getframe(2)
+    return TracebackType(None, frame, frame.f_lasti, frame.f_lineno)
 
 
 def previous_results() -> list[Any]:

@@ -317,6 +317,24 @@ def retry(self: Any, times: int, x: Any = None, flag: str = "") -> Any:
     return x
 
 
+@shared_task(name="it.retry_as", bind=True, default_retry_delay=0.5)
+def retry_as(self: Any, how: str) -> str:
+    """Ask for a retry once, in one of the ways that Celery has; then return *how*."""
+    ran(self)
+    if self.request.retries:
+        return how
+    if how == "bare":
+        raise self.retry(countdown=0)
+    if how == "raised by hand":
+        raise self.retry(exc=ValueError("not yet"), countdown=0, throw=False)
+    if how == "eta":
+        raise self.retry(exc=ValueError("not yet"), eta=self.app.now())
+    if how == "delayed":
+        raise self.retry(exc=ValueError("not yet"))  # default_retry_delay
+    self.retry(exc=ValueError("not yet"), countdown=0.5, throw=False)
+    return how
+
+
 @shared_task(name="it.exhaust", bind=True)
 def exhaust(self: Any) -> None:
     """Retry once, in vain."""

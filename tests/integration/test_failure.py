@@ -15,6 +15,7 @@ from .app import (
     note,
     plain_retry,
     retry,
+    retry_as,
     seen,
     value,
 )
@@ -47,6 +48,29 @@ def test_several_failed_attempts_of_a_step_are_told_of_once(lab: Lab, tag: str) 
     assert lab.finish(run) is State.SUCCEEDED
     assert lab.kinds(tag) == {"on_failure": 1, "on_success": 1}
     assert lab.ran(run) == {"0": 5, "1": 1}
+
+
+@pytest.mark.parametrize("how", ["bare", "raised by hand", "eta", "delayed"])
+def test_however_a_retry_is_asked_for(lab: Lab, tag: str, how: str) -> None:
+    run = Clutch(retry_as.s(how), seen.s(), **handlers(tag)).engage()
+    assert lab.finish(run) is State.SUCCEEDED
+    assert run.get(timeout=1) == [[how]]
+    assert lab.kinds(tag) == {"on_failure": 1, "on_success": 1}
+    assert lab.ran(run) == {"0": 2, "1": 1}
+    assert run.record().due == {}
+    (failure,) = lab.notes(tag, "on_failure")[0]["failures"]
+    assert failure["exception"] == ("celery.exceptions.Retry" if how == "bare" else "ValueError")
+    assert "in retry_as" in failure["traceback"]
+
+
+def test_a_job_that_asks_for_a_retry_and_returns(lab: Lab, tag: str) -> None:
+    """The attempt has failed; what it returns is the result all the same."""
+    run = Clutch(retry_as.s("kept on"), seen.s(), **handlers(tag)).engage()
+    assert lab.finish(run) is State.SUCCEEDED
+    assert run.get(timeout=1) == [["kept on"]]
+    assert lab.kinds(tag) == {"on_failure": 1, "on_success": 1}
+    assert run.status().failing == 0
+    assert lab.ran(run) == {"0": 1, "1": 1}
 
 
 def test_every_failing_step_is_told_of(lab: Lab, tag: str) -> None:

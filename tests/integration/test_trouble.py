@@ -275,18 +275,18 @@ def test_the_store_is_away_while_a_job_fails(
 def test_the_store_is_away_while_a_job_retries(
     hasty: Lab, spare_redis: RedisServer, tag: str
 ) -> None:
-    """The retry is on its way already, so the job is not put off as well."""
+    """The attempt could not be recorded, so it is made again: `on_failure` is not lost."""
     run = Clutch(hold_fail.s(tag, 1), seen.s(), **handlers(tag)).engage()
     until(lambda: hasty.ran(run)["0"], "for the job to start")
     spare_redis.stop()
     before = hasty.ever()
     hasty.raise_flag(tag)
-    until(lambda: hasty.ever() > before, "for the retry")
+    until(lambda: hasty.ever() > before, "for the job to be put off")
     spare_redis.start()
     assert hasty.finish(run) is State.SUCCEEDED
     assert run.get(timeout=1) == [["healed"]]
-    assert hasty.ran(run) == {"0": 2, "1": 1}
-    assert hasty.kinds(tag)["on_success"] == 1
+    assert hasty.ran(run) == {"0": 3, "1": 1}
+    assert hasty.kinds(tag) == {"on_failure": 1, "on_success": 1}
 
 
 def test_the_store_is_away_while_a_nested_run_runs(
