@@ -18,6 +18,7 @@ from celery.exceptions import (
     ChordError,
     Ignore,
     NotRegistered,
+    Reject,
     TaskRevokedError,
     WorkerLostError,
 )
@@ -144,6 +145,8 @@ def _record(app: Any, header: Header, request: Any, exc: Any, traceback: Any) ->
     number = int(getattr(request, "retries", 0) or 0) + 1
     # What stands in the place of a job has no header, and no lease that could run out.
     leased = isinstance(app.tasks.get(task), ClutchTask) and Header.of(request) is not None
+    if leased and isinstance(exc, Reject):
+        return  # recorded where it was raised; since 5.7 Celery calls errbacks as well
     if leased and isinstance(exc, WorkerLostError):
         _give_back(app, header, number)
         return

@@ -295,7 +295,11 @@ class ClutchTask(Task):
         """The message goes back to the broker, or away."""
         if attempt.retried and isinstance(exc.reason, compat.BROKER_ERRORS):
             # ``retry`` could not send the next attempt (5.3 to 5.7); it is due all the same.
-            logger.warning("the retry of job %s is due, but could not be sent", attempt.header.at)
+            header = attempt.header
+            logger.warning(
+                "the retry of job %s of run %s is due, but could not be sent now: %s",
+                *(header.at, header.run, exc.reason),
+            )
         elif exc.requeue and self.acks_late:
             attempt.release()
         else:

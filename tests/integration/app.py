@@ -48,6 +48,7 @@ from celery_clutch import (
     parallel,
     previous_results,
 )
+from celery_clutch.compile import publish
 from celery_clutch.extend.plugins import runtime
 
 from . import faults
@@ -766,6 +767,9 @@ if app.conf.get("clutch_it_patience"):
     # Nobody wants to wait for minutes for what happens when a store is away for minutes.
     ResultStore.patience = app.conf.clutch_it_patience
     celery_clutch.runtime.task.LATE_AFTER = app.conf.clutch_it_patience
+
+if app.conf.get("clutch_it_broker_patience"):
+    publish.PATIENCE = app.conf.clutch_it_broker_patience
 
 if app.conf.get("clutch_it_faults"):
     faults.install(runtime(app).store, notebook)
