@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import redis
@@ -362,6 +365,61 @@ class RedisServer:
     @property
     def client(self) -> redis.Redis:
         return redis.Redis.from_url(self.url)
+
+
+class Proxy:
+    """In front of a Redis server: closes the connection at the n-th command that it is sent."""
+
+    def __init__(self, url: str) -> None:
+        place = urlsplit(url)
+        self._server = place.hostname or "localhost", place.port or 6379
+        self._listener = socket.create_server(("localhost", 0))
+        self.url = f"redis://localhost:{self._listener.getsockname()[1]}{place.path}"
+        self.cuts = 0
+        self._left = 0
+        self._answered = False
+
+    def __enter__(self) -> Proxy:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._listener.close()
+
+    def cut_at(self, number: int, *, answered: bool) -> None:
+        """Close the connection at command *number* from now on, once; with *answered* the server
+        has done it by then."""
+        self.cuts, self._left, self._answered = 0, number, answered
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(self._server) as server, suppress(OSError):
+            while True:
+                ready, _, _ = select.select([client, server], [], [])
+                if server in ready:
+                    answer = server.recv(1 << 16)
+                    client.sendall(answer)
+                    if not answer:
+                        return
+                if client in ready and not self._ask(client, server):
+                    return
+
+    def _ask(self, client: socket.socket, server: socket.socket) -> bool:
+        """Pass a command on; False if the connection is to be closed."""
+        command = client.recv(1 << 20)
+        self._left -= 1
+        cut = bool(command) and self._left == 0
+        self.cuts += cut
+        if command and (self._answered or not cut):
+            server.sendall(command)
+        if cut and self._answered:
+            server.recv(1 << 16)
+        return bool(command) and not cut
 
 
 def _answers(client: redis.Redis) -> bool:
