@@ -11,12 +11,13 @@ import pytest
 
 from celery_clutch import Clutch, ClutchResult, State, parallel
 from celery_clutch.build.clutch import _NESTED
+from celery_clutch.errors import RunNotFound
 from celery_clutch.sweep import sweep
 
 from . import app as tasks
 from .app import fail, nests, retry, total, value
 from .conftest import MakeLab
-from .lab import Lab, handlers
+from .lab import Lab, handlers, until
 
 PATIENCE = 120.0
 
@@ -104,3 +105,41 @@ def test_killed_at_every_point(faulty: Lab, tag: str, make: Any) -> None:
             assert kinds["on_death"] >= 1, number
             assert run.failures(), number
         assert kinds["on_failure"] >= 1, number
+
+
+def test_killed_at_every_point_of_a_launch(faulty: Lab, tag: str) -> None:
+    clutch = Clutch(parallel(value.s(1), value.s(2)), total.s(), **handlers(tag))
+    text = clutch.to_json()
+
+    def launch(run: str) -> ClutchResult:
+        faulty.app.send_task("celery_clutch.launch", (text,), {"id": run})
+        return ClutchResult(run, faulty.app)
+
+    first = launch(f"{tag}-undisturbed")
+    until(lambda: exists(first), "for the launch")
+    until_ended(faulty, [first], State.SUCCEEDED)
+    faulty.settle()
+    total_points = points_of(faulty, first.id)
+    assert total_points > 10
+    runs: list[ClutchResult] = []
+    for number in range(1, total_points + 1):
+        tasks.notebook().hset("it:faults:kill", f"{tag}-{number}", str(number))
+        runs.append(launch(f"{tag}-{number}"))
+    faulty.settle()
+    created = [run for run in runs if exists(run)]
+    # Killed before it was created: the message comes again if it was not acknowledged.
+    assert runs[1:] == created[-len(runs) + 1 :]
+    assert len(created) == len(runs) or not faulty.conf["task_acks_late"]
+    until_ended(faulty, created, State.SUCCEEDED)
+    faulty.settle()
+    for run in created:
+        assert run.get(timeout=1) == [3], run.id
+        assert faulty.ran(run).keys() == {"0.0", "0.1", "1"}, run.id
+    assert faulty.kinds(tag)["on_success"] >= len(created)
+
+
+def exists(run: ClutchResult) -> bool:
+    try:
+        return bool(run.state)
+    except RunNotFound:
+        return False
