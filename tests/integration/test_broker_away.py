@@ -17,9 +17,8 @@ from .conftest import MakeLab
 from .lab import Lab, RedisServer, handlers, until
 
 HOW_LONG = {
-    "for a moment": {},
+    "for a moment": {"task_acks_late": True},
     "for longer than a worker waits": {"clutch_it_broker_patience": 0.3},
-    "for longer, late acknowledgement": {"clutch_it_broker_patience": 0.3, "task_acks_late": True},
 }
 
 
