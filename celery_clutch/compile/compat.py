@@ -89,9 +89,8 @@ _AMQP = ("amqp:", "amqps:", "pyamqp:")
 def producer(app: Celery) -> AbstractContextManager[Any]:
     """A producer from a pool; one that waits until the broker has each message, where that takes
     asking for it (AMQP, ``confirm_publish``; 5.3 to 5.7)."""
-    url = str(app.conf.broker_write_url or "")
     asked = "confirm_publish" in (app.conf.broker_transport_options or {})
-    if asked or app.conf.broker_transport or not url.startswith(_AMQP):
+    if asked or not confirms(app):
         usual: AbstractContextManager[Any] = app.producer_or_acquire()
         return usual
     confirmed = app.connection_for_write(transport_options={"confirm_publish": True})
@@ -99,6 +98,15 @@ def producer(app: Celery) -> AbstractContextManager[Any]:
     pool.limit = app.conf.broker_pool_limit or 1
     acquired: AbstractContextManager[Any] = pool.acquire(block=True)
     return acquired
+
+
+def confirms(app: Celery) -> bool:
+    """Whether `producer` has an AMQP broker confirm what is sent."""
+    options = app.conf.broker_transport_options or {}
+    if "confirm_publish" in options:
+        return bool(options["confirm_publish"])
+    url = str(app.conf.broker_write_url or "")
+    return not app.conf.broker_transport and url.startswith(_AMQP)
 
 
 def expiry(app: Celery, expires: Any) -> str:

@@ -56,6 +56,15 @@ def send_patiently(app: Celery, chains: Chains) -> None:
     return send(app, chains)
 
 
+def apply(app: Celery, signature: Signature, args: Sequence[Any] = ()) -> None:
+    """Send a signature of the user's; of a single task, the broker has it then."""
+    if app.conf.task_always_eager or type(signature) is not Signature:
+        signature.apply_async(args)
+        return
+    with compat.producer(app) as producer:
+        signature.apply_async(args, producer=producer)
+
+
 def retry_patiently(retry: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """``Task.retry``, tried again for `PATIENCE` seconds while the broker is away."""
     for pause in _pauses():

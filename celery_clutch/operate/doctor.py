@@ -12,7 +12,7 @@ from typing import Any
 from celery import Celery
 from kombu.utils.uuid import uuid
 
-from ..compile import canvas
+from ..compile import canvas, compat
 from ..errors import ClutchError, ConfigurationError
 from ..extend.plugins import runtime
 from ..extend.settings import REDIS_SCHEMES
@@ -184,11 +184,17 @@ def _broker(app: Celery, timeout: float) -> Findings:
         with app.connection_for_write() as connection:
             url = connection.as_uri()
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
+            is_amqp = connection.transport.driver_type == "amqp"
     except Exception as exc:
         what = f"the broker cannot be reached: {exc}"
         yield _problem(what, "Start it, or correct broker_url.")
         return
     yield _ok(f"the broker {url} can be reached")
+    if is_amqp and not compat.confirms(app):
+        yield _warning(
+            "the broker does not confirm messages: one that it never gets is lost unseen",
+            "Use pyamqp://, and let broker_transport_options have no confirm_publish, or True.",
+        )
     yield from _workers(app, timeout)
 
 

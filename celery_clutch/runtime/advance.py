@@ -414,7 +414,7 @@ def tell(app: Celery, run: str, key: str) -> None:
 def _tell_waiting(app: Celery, found: Record, meta: record.Meta, address: str) -> None:
     """Tell the job, or somebody else's canvas, that waits for the run of its end."""
     if meta.awaited and found.state is not State.RUNNING:
-        app.signature(dict(meta.awaited)).apply_async()
+        publish.apply(app, app.signature(dict(meta.awaited)))
     if meta.parent is None:
         return
     if found.state is State.SUCCEEDED:
@@ -522,7 +522,7 @@ def complete_held(
     answer = complete(app, header, done, event)
     if answer.fresh:
         for link in held.links:
-            app.signature(link).apply_async((codec.decode_result(held.value),))
+            publish.apply(app, app.signature(link), (codec.decode_result(held.value),))
 
 
 def fail_waiting(

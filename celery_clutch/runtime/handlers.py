@@ -42,7 +42,7 @@ def send(
         name = {"run": found.run, "gen": found.generation, "at": where, "page": ""}
         # The same for each time it is sent, so that a copy can be recognised.
         signature.options.setdefault("task_id", publish.task_id(name, handler))
-        signature.apply_async((record.status(found, step=step).to_dict(),))
+        publish.apply(app, signature, (record.status(found, step=step).to_dict(),))
     except Exception as exc:
         if isinstance(exc, compat.BROKER_ERRORS) and not app.conf.task_always_eager:
             raise

@@ -368,13 +368,16 @@ class RedisServer:
 
 
 class Proxy:
-    """In front of a Redis server: closes the connection at the n-th command that it is sent."""
+    """In front of a server: closes the connection at the n-th command that it is sent."""
 
     def __init__(self, url: str) -> None:
         place = urlsplit(url)
-        self._server = place.hostname or "localhost", place.port or 6379
+        usual = 5672 if place.scheme == "amqp" else 6379
+        self._server = place.hostname or "localhost", place.port or usual
         self._listener = socket.create_server(("localhost", 0))
-        self.url = f"redis://localhost:{self._listener.getsockname()[1]}{place.path}"
+        user, at, _ = place.netloc.rpartition("@")
+        netloc = f"{user}{at}localhost:{self._listener.getsockname()[1]}"
+        self.url = place._replace(netloc=netloc).geturl()
         self.cuts = 0
         self._left = 0
         self._answered = False

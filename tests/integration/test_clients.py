@@ -13,6 +13,7 @@ import pytest
 from celery_clutch import Clutch, ClutchResult, State, parallel
 from celery_clutch.errors import AlreadyEngaged, RunNotFound, StoreUnavailable
 from celery_clutch.extend.plugins import runtime
+from celery_clutch.operate import doctor
 from celery_clutch.stores.base import listed
 from celery_clutch.sweep import sweep
 
@@ -146,3 +147,39 @@ def engaged(lab: Lab, clutch: Clutch, unanswered: list[bool]) -> ClutchResult:
         except AlreadyEngaged:  # somebody else has started it meanwhile
             return run
     raise AssertionError("the store is lost again and again")
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["message lost", "answer lost"])
+def test_rabbitmq_has_what_was_engaged(
+    make_lab: MakeLab, rabbitmq: str, tag: str, answered: bool
+) -> None:
+    """Once `engage` has returned, whatever the connection went through."""
+    queues: list[str] = []
+    with make_lab("confirmed", start=False, broker_url=rabbitmq) as lab, Proxy(rabbitmq) as proxy:
+        lost = True
+        while lost:
+            app = tasks.make_app({**lab.conf, "broker_url": proxy.url})
+            queue = f"{lab.queue}-{len(queues)}"
+            proxy.cut_at(len(queues) + 1, answered=answered)
+            queues.append(queue)
+            run = Clutch(parallel(value.s(1), value.s(2)), total.s(), queue=queue, app=app).engage()
+            lost = proxy.cuts > 0
+            app.close()
+            assert lab.length(queue) >= 2, f"cut at {len(queues)}"
+            assert run.state is State.RUNNING
+        lab.delete(*queues)
+    assert len(queues) > 5, "there is something to be lost"
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [({}, False), ({"confirm_publish": True}, False), ({"confirm_publish": False}, True)],
+)
+def test_the_doctor_says_where_a_broker_confirms_nothing(
+    make_lab: MakeLab, rabbitmq: str, options: dict[str, bool], warned: bool
+) -> None:
+    conf = {"broker_url": rabbitmq, "broker_transport_options": options}
+    with make_lab("doctor", start=False, **conf) as lab:
+        found = [each.what for each in doctor.examine(lab.app, timeout=0.1)]
+    assert any("can be reached" in what and "broker" in what for what in found)
+    assert any("does not confirm" in what for what in found) is warned
