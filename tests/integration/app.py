@@ -36,6 +36,7 @@ from celery.exceptions import Ignore, Reject
 from celery.result import AsyncResult
 from celery.worker import state as worker_state
 from celery.worker.control import inspect_command
+from unit.reference import value_of
 
 import celery_clutch.runtime.task
 import celery_clutch.signals
@@ -551,6 +552,34 @@ def kill_after_complete(self: Any, tag: str) -> str:
 
     celery_clutch.signals.clutch_job_finished.connect(on_finished, weak=False)
     return "done"
+
+
+# --- for random plans ------------------------------------------------------------------------
+
+
+def work(task: Any, previous: list[Any]) -> str:
+    """Fail or cancel the run as often as the test says; then return what `reference` expects."""
+    job = task.request.clutch
+    run, at, book = job["run"], job["at"], notebook()
+    book.rpush(f"it:ran:{run}", at)
+    if book.srem(f"it:cancelling:{run}", at):
+        ClutchResult(run, task.app).cancel()
+    if book.hincrby(f"it:failing:{run}", at, -1) >= 0:
+        raise ValueError(f"{at} fails")
+    book.rpush(f"it:returned:{run}", at)
+    return value_of(at, previous)
+
+
+@shared_task(name="it.work", bind=True)
+def clutch_work(self: Any) -> str:
+    """A job of a random plan."""
+    return work(self, self.previous_results)
+
+
+@shared_task(name="it.plain_work", base=celery.Task, bind=True)
+def plain_work(self: Any) -> str:
+    """A job of a random plan that knows nothing of clutches."""
+    return work(self, previous_results())
 
 
 # --- observers ------------------------------------------------------------------------------
