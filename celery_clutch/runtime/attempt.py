@@ -19,7 +19,7 @@ from ..model import codec
 from ..model.data import Data
 from ..model.events import JobStarted
 from ..model.status import isoformat
-from ..stores.base import Begun, Completed, ResultStore, Verdict
+from ..stores.base import Begun, Claim, Completed, ResultStore, Verdict
 from . import advance, leases
 from .handlers import describe
 
@@ -101,18 +101,18 @@ class Attempt:
         receipts = header.receipts
         if turn and header.due not in receipts:
             receipts = (*receipts, header.due)
-        return self.store.patiently(
-            self.store.begin,
-            header.run,
-            header.at,
-            header.generation,
+        claim = Claim(
+            run=header.run,
+            address=header.at,
+            generation=header.generation,
             owner=owner,
             limit=self.runtime.settings.max_starts,
             turn=turn,
             page=header.page,
-            receipts=receipts,
+            receipts=tuple(receipts),
             lapsed=lapsed,
         )
+        return self.store.patiently(self.store.begin, claim)
 
     def release(self) -> None:
         """Let go of a job that ends without an outcome."""

@@ -81,6 +81,31 @@ class Verdict(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """A process asks for the lease of a job.
+
+    Attributes:
+        run, address, generation: the job, and the generation its message is of.
+        owner: the process.
+        limit: how many owners may die with the job.
+        turn: of the message; see `TURNS`.
+        page: the page that the job is in.
+        receipts: what is no longer due, because the message has come.
+        lapsed: an owner that is known to have died, or "".
+    """
+
+    run: str
+    address: str
+    generation: int
+    owner: str
+    limit: int
+    turn: int = 0
+    page: str = ""
+    receipts: tuple[str, ...] = ()
+    lapsed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Begun:
     """The answer of `ResultStore.begin`.
 
@@ -453,31 +478,19 @@ class ResultStore(ABC):
         """
 
     @abstractmethod
-    def begin(
-        self,
-        run: str,
-        address: str,
-        generation: int,
-        *,
-        owner: str,
-        limit: int,
-        turn: int = 0,
-        page: str = "",
-        receipts: Sequence[str] = (),
-        lapsed: str = "",
-    ) -> Begun:
-        """Ask whether the job at *address* is to run, for the process *owner*.
+    def begin(self, claim: Claim) -> Begun:
+        """Ask whether a job is to run, for the process that claims it.
 
-        In this order: no such run, CANCELLED, or another generation: DROP. Otherwise *receipts* are
-        no longer due. A result: DONE. A failure that was final, or of this attempt or a later one
-        (*turn* says which attempt the message is of): DROP. A checkpoint: RUN, with ``held``,
-        whatever the generation it was put away in. No lease: RUN. A lease of a lower *turn*: RUN,
-        this message was sent by the one that has it. A lease of the owner *lapsed*, or one
-        that was released: that owner has died with the job; RUN, or GIVE_UP when *limit* owners
+        In this order: no such run, CANCELLED, or another generation: DROP. Otherwise ``receipts``
+        are no longer due. A result: DONE. A failure that was final, or of this attempt or a later
+        one (``turn`` says which attempt the message is of): DROP. A checkpoint: RUN, with ``held``,
+        whatever the generation it was put away in. No lease: RUN. A lease of a lower ``turn``: RUN,
+        this message was sent by the one that has it. A lease of the owner ``lapsed``, or one
+        that was released: that owner has died with the job; RUN, or GIVE_UP when ``limit`` owners
         have. Any other lease: BUSY.
 
-        RUN without ``held`` gives the lease to *owner*. A FAILED run goes on: the other members of
-        the step that failed are to finish. Leases outlive the generation.
+        RUN without ``held`` gives the lease to ``owner``. A FAILED run goes on: the other members
+        of the step that failed are to finish. Leases outlive the generation.
         """
 
     @abstractmethod

@@ -42,6 +42,7 @@ from .base import (
     Attempted,
     Barrier,
     Begun,
+    Claim,
     Completed,
     Completion,
     Due,
@@ -259,49 +260,37 @@ class TransactionalStore(ResultStore):
         if head.state in ENDED:
             self.notify(run)
 
-    def begin(
-        self,
-        run: str,
-        address: str,
-        generation: int,
-        *,
-        owner: str,
-        limit: int,
-        turn: int = 0,
-        page: str = "",
-        receipts: Sequence[str] = (),
-        lapsed: str = "",
-    ) -> Begun:
-        with self.transaction(run) as rows:
-            if rows is None or rows.head.drops(generation):
+    def begin(self, claim: Claim) -> Begun:
+        with self.transaction(claim.run) as rows:
+            if rows is None or rows.head.drops(claim.generation):
                 return Begun(Verdict.DROP)
             self._touch(rows.head)
-            for key in receipts:
+            for key in claim.receipts:
                 rows.put("due", key, None)
-            if rows.get("result", address) is not None:
+            if rows.get("result", claim.address) is not None:
                 return Begun(Verdict.DONE)
-            failure = rows.get("failure", address)
+            failure = rows.get("failure", claim.address)
             if failure is not None:
                 attempt, final, _ = _flags(failure)
-                if final or attempt > turn // TURNS:
+                if final or attempt > claim.turn // TURNS:
                     return Begun(Verdict.DROP)
-            held = rows.get("held", address)
+            held = rows.get("held", claim.address)
             if held is not None:
                 return Begun(Verdict.RUN, held)
             lapses = 0
-            row = rows.get("lease", address)
+            row = rows.get("lease", claim.address)
             if row is not None:
                 lease = Lease.loads(row)
-                if turn > lease.turn:
+                if claim.turn > lease.turn:
                     lapses = lease.lapses
-                elif lease.owner in (lapsed, NOBODY):
+                elif lease.owner in (claim.lapsed, NOBODY):
                     lapses = lease.lapses + 1
                 else:
                     return Begun(Verdict.BUSY, owner=lease.owner)
-                if lapses >= limit:
+                if lapses >= claim.limit:
                     return Begun(Verdict.GIVE_UP)
-            lease = Lease(owner, turn, lapses, time.time(), page)
-            rows.put("lease", address, lease.dumps())
+            lease = Lease(claim.owner, claim.turn, lapses, time.time(), claim.page)
+            rows.put("lease", claim.address, lease.dumps())
             return Begun(Verdict.RUN)
 
     def complete(self, done: Completion) -> Completed:

@@ -46,6 +46,7 @@ from .base import (
     TURNS,
     Attempted,
     Begun,
+    Claim,
     Completed,
     Completion,
     Failed,
@@ -156,23 +157,12 @@ class RedisStore(TransactionalStore):
 
     # --- what every job needs: one script each ------------------------------------------------
 
-    def begin(
-        self,
-        run: str,
-        address: str,
-        generation: int,
-        *,
-        owner: str,
-        limit: int,
-        turn: int = 0,
-        page: str = "",
-        receipts: Sequence[str] = (),
-        lapsed: str = "",
-    ) -> Begun:
+    def begin(self, claim: Claim) -> Begun:
+        numbers = f"{claim.limit} {claim.turn} {claim.turn // TURNS}"
         # Few arguments: redis-py takes a microsecond to send one.
-        claim = f"{generation} {owner} {limit} {turn} {turn // TURNS} {page} {lapsed}"
-        with _errors, _reading(run):
-            number, *more = self._call(_begin, run, address, claim, *receipts)
+        joined = f"{claim.generation} {claim.owner} {numbers} {claim.page} {claim.lapsed}"
+        with _errors, _reading(claim.run):
+            number, *more = self._call(_begin, claim.run, claim.address, joined, *claim.receipts)
             verdict = Verdict(number)
             if verdict is Verdict.BUSY:
                 return Begun(verdict, owner=more[0].decode())

@@ -33,6 +33,7 @@ from ..stores.base import (
     Attempted,
     Barrier,
     Begun,
+    Claim,
     Completed,
     Completion,
     Due,
@@ -1832,10 +1833,10 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
         ) -> None:
             at = self.job(job)
             lease = self.model.leases(run).get(at)
-            more: dict[str, Any] = {"owner": owner, "limit": _LIMIT, "turn": turn, "page": "0"}
-            more["lapsed"] = lease.owner if died and lease else ""
-            more["receipts"] = receipts
-            self.does("begin", run, at, self.generation(run, age), **more)
+            lapsed = lease.owner if died and lease else ""
+            where = run, at, self.generation(run, age)
+            claim = Claim(*where, owner, _LIMIT, turn, "0", tuple(receipts), lapsed)
+            self.does("begin", claim)
 
         @rule(run=runs, job=jobs, value=values, age=ages)
         def complete(self, run: str, job: str | None, value: bytes, age: int) -> None:
@@ -2078,7 +2079,9 @@ def _begun(
     limit: int = 5,
     **more: Any,
 ) -> Begun:
-    return store.begin(run, address, generation, owner=owner, limit=limit, **more)
+    receipts = tuple(more.pop("receipts", ()))
+    claim = Claim(run, address, generation, owner, limit, receipts=receipts, **more)
+    return store.begin(claim)
 
 
 def _begin(store: ResultStore, run: str, address: str, *args: Any, **more: Any) -> Verdict:

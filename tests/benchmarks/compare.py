@@ -51,7 +51,7 @@ from celery import chain, chord, group  # noqa: E402
 
 from celery_clutch import Clutch, ClutchResult, parallel, series  # noqa: E402
 from celery_clutch.extend.plugins import runtime  # noqa: E402
-from celery_clutch.stores.base import Completion  # noqa: E402
+from celery_clutch.stores.base import Claim, Completion  # noqa: E402
 
 server = redis.Redis.from_url(URL, socket_timeout=None)
 Sender = Callable[[str], Any]
@@ -307,7 +307,7 @@ def live_memory(run: ClutchResult, jobs: int) -> float:
     value = b"null"
     for index in range(jobs):
         address = f"0.{index}"
-        store.begin(run.id, address, 0, owner="bench", limit=5, page="1")
+        store.begin(Claim(run.id, address, 0, owner="bench", limit=5, page="1"))
         store.complete(Completion(run.id, address, 0, value, token="bench"))
     keys = list(server.scan_iter(match=f"*{run.id}*", count=10_000))
     used = sum(server.memory_usage(key, samples=0) or 0 for key in keys)

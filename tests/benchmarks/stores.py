@@ -38,6 +38,7 @@ from celery_clutch.extend.plugins import Plugins  # noqa: E402
 from celery_clutch.extend.settings import Settings  # noqa: E402
 from celery_clutch.stores.base import (  # noqa: E402
     Barrier,
+    Claim,
     Completion,
     ResultStore,
     Settles,
@@ -224,7 +225,9 @@ def play(store: ResultStore, jobs: int) -> None:
         try:
             for number in range(first, jobs, THREADS):
                 at = f"0.{number}"
-                begun = store.begin(run, at, 0, owner="worker", limit=5, receipts=[f"job {at}"])
+                begun = store.begin(
+                    Claim(run, at, 0, owner="worker", limit=5, receipts=(f"job {at}",))
+                )
                 assert begun.verdict is Verdict.RUN
                 done = store.complete(
                     Completion(

@@ -31,6 +31,7 @@ from celery_clutch.stores.base import (
     Attempted,
     Barrier,
     Begun,
+    Claim,
     Completed,
     Completion,
     Failed,
@@ -48,7 +49,7 @@ GUEST = StoreOptions("keys-guest", ttl=60)
 
 
 def begin(store: RedisStore, run: str, address: str) -> Begun:
-    return store.begin(run, address, 0, owner="worker", limit=5)
+    return store.begin(Claim(run, address, 0, owner="worker", limit=5))
 
 
 def complete(store: RedisStore, run: str, address: str, **more: Any) -> Completed:
@@ -68,7 +69,7 @@ def tour(store: RedisStore) -> None:
         pages = {"0": b"page", "1": b"more"}
         store.create(run, b"meta", pages, 3, name="name", tags=["tag"], due={"page 0": 1.0})
         assert store.page(run, "1") == b"more"
-        first = store.begin(run, "0", 0, owner="me", limit=5, receipts=["page 0"])
+        first = store.begin(Claim(run, "0", 0, owner="me", limit=5, receipts=("page 0",)))
         assert first == Begun(Verdict.RUN)
         assert begin(store, run, "0") == Begun(Verdict.BUSY, owner="me")
         store.release(run, "0", "me", 0)
@@ -633,7 +634,7 @@ def test_a_job_takes_few_commands(start_redis: Start) -> None:
     store.create("r", b"", {"1": b"page"}, 3)
 
     def work(address: str) -> None:
-        store.begin("r", address, 0, owner="me", limit=5, receipts=[f"job {address}"])
+        store.begin(Claim("r", address, 0, owner="me", limit=5, receipts=(f"job {address}",)))
         settles = Settles(address, address, 1)
         complete(store, "r", address, settles=settles, next=("page 1", 1.0))
 

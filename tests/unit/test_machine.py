@@ -14,6 +14,7 @@ from celery_clutch.stores.base import (
     TURNS,
     Attempted,
     Barrier,
+    Claim,
     Completion,
     Missing,
     Settles,
@@ -74,7 +75,9 @@ class Histories(RuleBasedStateMachine):
 
     @rule(address=jobs, turn=st.sampled_from([0, 1, TURNS]))
     def begin(self, address: str, turn: int) -> None:
-        begun = self.store.begin(RUN, address, self.generation, owner="w", limit=9, turn=turn)
+        begun = self.store.begin(
+            Claim(RUN, address, self.generation, owner="w", limit=9, turn=turn)
+        )
         if begun.verdict is Verdict.RUN:
             assert address not in self.recorded, "a job that has a result does not run"
             assert (address in self.store.leases(RUN)) == (begun.held is None)

@@ -27,7 +27,7 @@ from celery_clutch.compile.record import Held
 from celery_clutch.errors import BuildError, ClutchExpired, ClutchTimeout, InvalidStep
 from celery_clutch.extend import observers
 from celery_clutch.extend.plugins import runtime
-from celery_clutch.stores.base import Attempted, Barrier, Completion, Turn
+from celery_clutch.stores.base import Attempted, Barrier, Claim, Completion, Turn
 from celery_clutch.sweep import sweep
 from celery_clutch.testing import embedded
 
@@ -169,7 +169,9 @@ def begin(app: Celery, run: ClutchResult, at: str, owner: str = "me", *, lapsed:
     store = runtime(app).store
     store.renew([owner], 1000)
     receipts = [key for key in run.record().due if key in ("page 0", f"job 0 {at}")]
-    store.begin(run.id, at, 0, owner=owner, limit=5, page="0", receipts=receipts, lapsed=lapsed)
+    store.begin(
+        Claim(run.id, at, 0, owner=owner, limit=5, page="0", receipts=receipts, lapsed=lapsed)
+    )
 
 
 def finish(app: Celery, run: ClutchResult, at: str, **more: Any) -> None:

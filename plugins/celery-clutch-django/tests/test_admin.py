@@ -20,7 +20,7 @@ from django.urls import reverse
 
 from celery_clutch import Clutch, ClutchResult, State, parallel, series
 from celery_clutch.compile.header import NAME
-from celery_clutch.stores.base import Attempted, Completion
+from celery_clutch.stores.base import Attempted, Claim, Completion
 
 LIST = "/admin/celery_clutch_django/run/"
 EVIL = "<script>alert('x')</script>"
@@ -136,7 +136,7 @@ def test_the_page_of_a_run(browser: Callable[..., Client], store: Any, alias: st
     complete(store, handle, "0", b'{"attempt": 3, "start": 1700000000, "seconds": 2.5}')
     complete(store, handle, "1.0", b"")
     fail(store, handle, "1.1", "the disk is full", final=False)
-    store.begin(handle.id, "1.2", 0, owner="owner", limit=5)
+    store.begin(Claim(handle.id, "1.2", 0, owner="owner", limit=5))
     text = text_of(browser().get(page_of(handle, alias)))
     said = words(text)
     for expected in (

@@ -30,6 +30,7 @@ from celery_clutch.stores.base import (
     Attempted,
     Barrier,
     Begun,
+    Claim,
     Completion,
     Settles,
     StoreOptions,
@@ -43,7 +44,7 @@ def opened(alias: str, **options: Any) -> Any:
 
 
 def begin(store: Any, run: str, address: str) -> Begun:
-    found: Begun = store.begin(run, address, 0, owner="owner", limit=5, receipts=["page 0"])
+    found: Begun = store.begin(Claim(run, address, 0, owner="owner", limit=5, receipts=("page 0",)))
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from celery_clutch.stores.base import (
     ENDED,
     Attempted,
     Begun,
+    Claim,
     Completed,
     Completion,
     Failed,
@@ -80,21 +81,10 @@ class PostgreSQLStore(SQLAlchemyStore):
 
     # --- in one round trip --------------------------------------------------------------------
 
-    def begin(
-        self,
-        run: str,
-        address: str,
-        generation: int,
-        *,
-        owner: str,
-        limit: int,
-        turn: int = 0,
-        page: str = "",
-        receipts: Sequence[str] = (),
-        lapsed: str = "",
-    ) -> Begun:
+    def begin(self, claim: Claim) -> Begun:
         verdict, held, who = self._call(
-            *("begin", run, address, generation, owner, limit, turn, page, list(receipts), lapsed)
+            *("begin", claim.run, claim.address, claim.generation, claim.owner, claim.limit),
+            *(claim.turn, claim.page, list(claim.receipts), claim.lapsed),
         )
         return Begun(Verdict(verdict), held, who)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from celery_clutch.errors import ConfigurationError
 from celery_clutch.model.status import State
-from celery_clutch.stores.base import Barrier, Begun, Completion, Settles, Verdict
+from celery_clutch.stores.base import Barrier, Begun, Claim, Completion, Settles, Verdict
 from databases import open_store, plain
 from sqlalchemy import inspect
 
@@ -82,8 +82,8 @@ def test_from_the_previous_version_with_runs_in_it(empty: str) -> None:
     assert (record.meta, record.state, record.generation) == (b"meta", State.RUNNING, 3)
     assert (record.created_at, record.remaining, record.done) == (1.5, 1, 1)
     assert store.page("old", "plan") == b"page"
-    assert store.begin("old", "0", 3, owner="me", limit=5) == Begun(Verdict.DONE)
-    assert store.begin("old", "1", 3, owner="me", limit=5) == Begun(Verdict.RUN)
+    assert store.begin(Claim("old", "0", 3, owner="me", limit=5)) == Begun(Verdict.DONE)
+    assert store.begin(Claim("old", "1", 3, owner="me", limit=5)) == Begun(Verdict.RUN)
     barrier = Barrier("end", 1, then="page plan")
     done = store.complete(Completion("old", "1", 3, b"new", "t", Settles("1", "1", 1), (barrier,)))
     assert (done.succeeded, done.settled, done.pages) == (True, ("1",), {"plan": b"page"})

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from celery_clutch.model.status import State
-from celery_clutch.stores.base import Completion, ResultStore, StoreOptions
+from celery_clutch.stores.base import Claim, Completion, ResultStore, StoreOptions
 from celery_clutch.testing import StoreContract
 from databases import missing, open_store, plain, until
 from sqlalchemy import URL, make_url
@@ -107,7 +107,7 @@ def test_more_connections_than_sessions(pooled: str) -> None:
     def work(number: int) -> int:
         at = str(number)
         assert store.checkpoint("r", at, b"held", 0)
-        assert store.begin("r", at, 0, owner="me", limit=5).held == b"held"
+        assert store.begin(Claim("r", at, 0, owner="me", limit=5)).held == b"held"
         return store.complete(Completion("r", at, 0, b"")).remaining
 
     with ThreadPoolExecutor(12) as pool:

@@ -26,6 +26,7 @@ from celery_clutch.model.status import State
 from celery_clutch.stores.base import (
     Attempted,
     Barrier,
+    Claim,
     Completed,
     Completion,
     Missing,
@@ -77,7 +78,7 @@ def writes(store: ResultStore) -> Calls:
 
 
 def begin(store: ResultStore, at: str, **more: Any) -> Verdict:
-    return store.begin("r", at, 0, owner="me", limit=5, **more).verdict
+    return store.begin(Claim("r", at, 0, owner="me", limit=5, **more)).verdict
 
 
 def complete(store: ResultStore, at: str, **more: Any) -> Completed:

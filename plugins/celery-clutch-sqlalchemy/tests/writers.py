@@ -15,6 +15,7 @@ from typing import Any
 from celery_clutch.stores.base import (
     Attempted,
     Barrier,
+    Claim,
     Completion,
     ResultStore,
     Settles,
@@ -34,7 +35,7 @@ def write(store: ResultStore, number: int) -> list[dict[str, Any]]:
     random.Random(number).shuffle(addresses)
     for at in addresses:
         token = f"{number} {at}"
-        begun = store.begin(RUN, at, 0, owner=f"w{number}", limit=1000)
+        begun = store.begin(Claim(RUN, at, 0, owner=f"w{number}", limit=1000))
         assert begun.verdict in (Verdict.RUN, Verdict.BUSY, Verdict.DROP, Verdict.DONE), begun
         step = Settles("0", at, WIDTH)
         if at.endswith("7"):
