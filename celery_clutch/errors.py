@@ -117,7 +117,7 @@ class NonJSONResult(ResultError, TypeError):
 
 
 class NonJSONData(ResultError, TypeError):
-    """A value or key of the shared data cannot be represented by JSON."""
+    """A value of the shared data cannot be represented by JSON, or a key is not one."""
 
 
 class ResultTooLarge(ResultError, ValueError):

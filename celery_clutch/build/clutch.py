@@ -28,7 +28,8 @@ from ..errors import (
 from ..extend.plugins import runtime
 from ..handle.result import ClutchResult
 from ..model import graph, plan
-from ..model.codec import decode_plan, encode_data, encode_plan
+from ..model.codec import check_key, decode_plan, encode_data, encode_plan
+from ..model.data import Data
 from ..model.plan import Branches, Job, Node, Parallel, Scope, Series
 from ..runtime.attempt import Attempt
 from ..runtime.engage import engage as start
@@ -58,7 +59,8 @@ class Clutch:
             when all members of the step have completed or failed for the first time.
         on_success: sent once, when every job has a result.
         on_death: sent once, when a job has exhausted its retries.
-        data: what the jobs of the run share, JSON values by string; see `ClutchTask.data`. With
+        data: what the jobs of the run share, JSON values by string (1 to 255 characters, without
+            control characters); see `ClutchTask.data`. With
             ``parent``, the run has data of its own, unless it is given ``data=self.data``.
         expires: seconds (or a timedelta) from ``engage`` after which no job starts that has not
             started before; the run has then FAILED with `ClutchExpired`.
@@ -93,6 +95,9 @@ class Clutch:
         self.on_success = on_success
         self.on_death = on_death
         self.data = data
+        if isinstance(data, Mapping) and not isinstance(data, Data):
+            for key in data:
+                check_key(key)
         self.expires = expires
         self.id = id
         self.tags = tuple(tags) if _is_iterable(tags) else tags

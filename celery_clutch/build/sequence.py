@@ -10,6 +10,7 @@ from celery.canvas import Signature
 
 from ..errors import ClutchError, InvalidSequence
 from ..handle.result import ClutchResult
+from ..model.codec import check_key
 from .clutch import Clutch
 
 _HANDLERS = ("on_failure", "on_success", "on_death")
@@ -83,6 +84,8 @@ class Sequence:
 
     def __init__(self, data: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         self._data: Any = {**data, **more} if isinstance(data, Mapping) else data or more
+        for key in data if isinstance(data, Mapping) else ():
+            check_key(key)
 
     def clutch(self, **options: Any) -> Clutch:
         """The sequence as a clutch; *options* are those of `Clutch`."""

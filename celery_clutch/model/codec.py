@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 from uuid import UUID
@@ -28,6 +29,12 @@ _ARGUMENTS = (
 )
 _FALLBACK = kombu_json.JSONEncoder()
 _ATOMS = frozenset((str, int, bool, type(None)))
+
+KEY_LENGTH = 255
+"""The most characters of a key of the shared data."""
+
+# C0, DEL and C1, some of which databases refuse or change; and surrogates, which are not text.
+_NO_KEY = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def encode_result(value: Any, where: str, limit: int) -> bytes:
@@ -56,20 +63,33 @@ def encode_data(values: Mapping[Any, Any], limit: int) -> dict[str, bytes]:
     """Encode shared data, key by key.
 
     Raises:
-        NonJSONData: naming the key, and the path of the first offending value in it.
+        NonJSONData: naming the key, and the path of the first offending value in it; or the key,
+            and what keys have to be.
         ResultTooLarge: with the key, its size and the *limit*, in bytes.
     """
     return {key: encode_datum(key, value, limit) for key, value in values.items()}
 
 
+def check_key(key: Any) -> None:
+    """Refuse what cannot be a key of the shared data in every store.
+
+    Raises:
+        NonJSONData: *key* is not a string of 1 to `KEY_LENGTH` characters, or one of them is a
+            control character or a lone surrogate.
+    """
+    if isinstance(key, str) and 0 < len(key) <= KEY_LENGTH and not _NO_KEY.search(key):
+        return
+    shown = repr(key)
+    shown = shown if len(shown) < 100 else f"{shown[:80]}... ({len(key):,} characters)"
+    raise NonJSONData(
+        f"a key of the data is a string of 1 to {KEY_LENGTH} characters, without control "
+        f"characters and lone surrogates, and not {shown}"
+    )
+
+
 def encode_datum(key: Any, value: Any, limit: int) -> bytes:
     """Encode the value of one *key* of the shared data; see `encode_data`."""
-    try:
-        key.encode()
-    except (AttributeError, UnicodeEncodeError):
-        raise NonJSONData(
-            f"a key of the data is a string of real characters, not {key!r}"
-        ) from None
+    check_key(key)
     data, problem = _encode(value)
     if problem:
         path, what = problem

@@ -11,7 +11,8 @@ from . import codec
 class Data(MutableMapping[str, Any]):
     """A mutable mapping of JSON values, read on first use.
 
-    What a job changes, inside nested values too, is saved with its result; see `changes`.
+    What a job changes, inside nested values too, is saved with its result; see `changes`. Keys are
+    strings of 1 to 255 characters, without control characters; setting another is a `NonJSONData`.
 
     Args:
         load: gives the stored data: JSON by key.
@@ -28,6 +29,7 @@ class Data(MutableMapping[str, Any]):
         return self._read()[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
+        codec.check_key(key)
         self._read()[key] = value
 
     def __delitem__(self, key: str) -> None:

@@ -1030,7 +1030,7 @@ class StoreContract:
         store.create("none", b"", {}, 1)
         assert store.data("none") == {}
         odd = {f"k{number}": value for number, value in enumerate(ODD)}
-        odd |= {"": b"empty", "ü: \u2713\n": b"odd", "K0": b"case", "k0 ": b"blank"}
+        odd |= {"ü: \u2713": b"odd", "K0": b"case", "k0 ": b"blank"}
         store.create("r", b"", {}, 5, data=odd)
         assert store.data("r") == odd, "what create was given"
         _complete(store, "r", "0", changes={"k0": b"changed", "k1": None, "new": b"", "no": None})
@@ -1048,6 +1048,19 @@ class StoreContract:
         assert store.data("r") is None
         store.create("r", b"", {}, 5)
         assert store.data("r") == {}
+
+    def test_keys_of_data(self, store: ResultStore) -> None:
+        keys = [*_KEYS, "\U0001f600" * 255, "k" * 255, "k" * 254 + "K", "k" * 254]
+        first = {key: b"first %d" % number for number, key in enumerate(keys)}
+        store.create("r", b"", {}, 3, data=first)
+        assert store.data("r") == first, "a key is itself only if every character is"
+        second = {key: b"second %d" % number for number, key in enumerate(keys)}
+        _complete(store, "r", "0", changes=second)
+        assert store.data("r") == second
+        for number, key in enumerate(keys):
+            _complete(store, "r", f"1.{number}", changes={key: None})
+            del second[key]
+            assert store.data("r") == second, f"{key!r} alone is deleted"
 
     def test_no_change_is_lost(self, store: ResultStore) -> None:
         stores, writers = self._two(store), 12
@@ -1742,6 +1755,15 @@ for _number in range(3):
 _JOBS = list(_COMPLETES)
 _BRANCHES = [at for at in _JOBS if at.startswith("2.")]
 _COUNTED = ["1", "1.1", "2"]
+
+
+_KEYS = [
+    *("k", "K", "k ", " k", " ", "  ", "k\xa0", "\u0131", "I", "i", "\u0130"),  # case and blanks
+    *("\u00e9", "e\u0301", "e", "\u00df", "ss", "\ufb01", "fi", "\u212b", "\u00c5"),  # forms
+    *("k\u200b", "\u200d", "\ufeff", "\u202e", "\uffff", "\U0010ffff"),  # nothing to see
+    *("1", "01", "\u0661", "null", "None", "%", "_", "\\", "'", '"', "a:b", "a/b", "{r}", "$", "?"),
+]
+"""Keys of data that some database or other takes for the same, or for more than text."""
 
 
 def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachine]:

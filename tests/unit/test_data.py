@@ -6,9 +6,11 @@ from typing import Any
 
 import orjson
 import pytest
+from celery import shared_task
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_clutch import Clutch, Sequence
 from celery_clutch.errors import NonJSONData, ResultTooLarge
 from celery_clutch.model.data import Data, difference
 
@@ -23,7 +25,11 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-KEYS = st.text(st.characters(exclude_categories=["Cs"]), max_size=3)
+KEYS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=3)
+
+
+@shared_task
+def work() -> None: ...
 
 
 def stored(values: dict[str, Any]) -> Data:
@@ -98,12 +104,39 @@ def test_what_json_cannot_represent_is_named(value: Any, path: str) -> None:
         data.changes()
 
 
-@pytest.mark.parametrize("key", [1, None, ("a",), "\ud800"])
-def test_keys_are_strings(key: Any) -> None:
+BAD_KEYS = [1, None, ("a",), "", "k" * 256, "a\x00b", "a\nb", "\x7f", "\x9f", "a\ud800"]
+GOOD_KEYS = ["k" * 255, " ", "a ", "\U0001f600" * 255, "\u00e9", "e\u0301", "a/b:c 'd'", "\xa0"]
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
+def test_keys_that_are_refused(key: Any) -> None:
+    data = stored({})
+    with pytest.raises(NonJSONData, match="a key of the data is a string of 1 to 255 characters"):
+        data[key] = 1
+    assert data.changes() == {}
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
+def test_keys_are_checked_when_they_are_set(key: Any) -> None:
+    class Form(Sequence):
+        steps = [work]
+
+    for refused in (lambda: Clutch(data={key: 1}), lambda: Form({key: 1})):
+        with pytest.raises(NonJSONData) as caught:
+            refused()
+        assert repr(key)[:80] in str(caught.value)
+    clutch = Clutch(work, data={})
+    clutch.data = {key: 1}
+    with pytest.raises(NonJSONData, match="a key of the data"):
+        clutch.to_json()
+
+
+@pytest.mark.parametrize("key", GOOD_KEYS)
+def test_keys_that_are_fine(key: str) -> None:
     data = stored({})
     data[key] = 1
-    with pytest.raises(NonJSONData, match="a key of the data is a string of real characters"):
-        data.changes()
+    assert data.changes() == {key: b"1"}
+    Clutch(data={key: 1})
 
 
 def test_a_value_can_be_too_large() -> None:

@@ -199,7 +199,7 @@ def test_outside_a_run_the_data_is_empty(eager: Celery) -> None:
     [
         ({"when": {1}}, r"data\['when'\]"),
         ({"deep": [{"x": float("inf")}]}, r"data\['deep'\] .* at \$\[0\]\['x'\]"),
-        ({1: 2}, "a key of the data is a string of real characters"),
+        ({1: 2}, "a key of the data is a string of 1 to 255 characters"),
         ("text", "data is a mapping"),
     ],
 )
