@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..errors import CorruptRecord
 from ..model.shape import Shape, checked
@@ -119,11 +119,15 @@ class Header:
 
     @classmethod
     def of(cls, request: Any) -> Header | None:
-        """The header of a request; None outside a run."""
+        """The header of a request; None outside a run.
+
+        Raises:
+            CorruptRecord: the header is ours, and cannot be read.
+        """
         data = getattr(request, NAME, None)
         if data is None:  # eager requests have custom headers in `headers` only
             data = (getattr(request, "headers", None) or {}).get(NAME)
-        return cls.from_dict(data) if data else None
+        return cls.from_dict(data) if is_ours(data) else None
 
     @classmethod
     def of_item(cls, origin: Header, page: str, item: Item, **own: Any) -> Header:
@@ -171,6 +175,14 @@ class Header:
         if self.settles.startswith(f"{self.at}*1"):
             return Settles(self.at, self.at, 1)
         return None
+
+
+def is_ours(data: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether *data*, what a message has under our name, is a header of ours.
+
+    Others may use the name for something else.
+    """
+    return isinstance(data, Mapping) and data.keys() >= {"run", "gen", "at"}
 
 
 def job_due(page: str, address: str) -> str:

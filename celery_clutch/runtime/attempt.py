@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -38,6 +38,7 @@ class Attempt:
         self.header = header
         self.request = request
         self.task = header.task or task
+        self.function: Callable[..., Any] = _no_function  # what the job runs
         self.runtime = runtime(app)
         self.token = os.urandom(8).hex()
         self.nested: list[canvas.Prepared] = []
@@ -182,6 +183,10 @@ class Attempt:
                 self.away = exc
                 raise
         return self.previous
+
+
+def _no_function(*args: Any, **kwargs: Any) -> Any:
+    raise NotImplementedError("this attempt looks at a job, and does not run it")
 
 
 def put_off(task: Any, header: Header, countdown: float) -> None:

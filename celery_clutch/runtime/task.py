@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial, wraps
 from types import TracebackType
 from typing import Any
 
@@ -22,7 +23,7 @@ from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTermi
 
 from .. import signals
 from ..compile import canvas, compat, publish, record
-from ..compile.header import NAME, Header
+from ..compile.header import NAME, Header, is_ours
 from ..errors import AlreadyEngaged, JobLost, ResultError, StoreUnavailable
 from ..extend import observers
 from ..model import shape
@@ -40,6 +41,10 @@ LATE_TIMES = 20
 
 ATTEMPT = "_clutch_attempt"
 """The attribute of a request that has its `Attempt`."""
+CALLED = "_clutch_called"
+"""The attribute of a request that says how far the call of its task has come."""
+STARTED, RUNNING = "started", "running"
+"""A class derived from ClutchTask has begun its own ``__call__``; the task's function runs."""
 
 
 class ClutchTask(Task):
@@ -93,16 +98,38 @@ class ClutchTask(Task):
         attempt = _attempt(self)
         return attempt.data if attempt else Data(dict, 0)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let a ``__call__`` of the class run inside the job, whether or not it calls this one.
+
+        Flask's documentation, among others, has one that opens a context and calls ``run``.
+        """
+        super().__init_subclass__(**options)
+        function = cls.__call__
+        if not getattr(function, "_clutch", False):
+            cls.__call__ = _inside(function)  # type: ignore[method-assign]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        request = self.request
+        called = getattr(request, CALLED, None)
+        # Called by the tracer the request is in place. Called directly, from the task's own
+        # function too, Celery makes one.
+        if request.called_directly or called == RUNNING:
+            return super().__call__(*args, **kwargs)
+        setattr(request, CALLED, RUNNING)
+        if called == STARTED:  # by the ``__call__`` of a derived class
+            return self.run(*args, **kwargs)
+        return self._call(self.run, args, kwargs)
+
+    __call__._clutch = True  # type: ignore[attr-defined]
+
+    def _call(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call *function*; in a run, as the body of the job."""
         request = self.request
         header = Header.of(request)
         if header is None:
-            # Called by the tracer the request is in place; called directly Celery makes one.
-            direct = request.called_directly
-            return super().__call__(*args, **kwargs) if direct else self.run(*args, **kwargs)
-        if getattr(request, ATTEMPT, None) is not None:
-            return super().__call__(*args, **kwargs)  # the job calls its own task as a function
+            return function(*args, **kwargs)
         attempt = Attempt(self.app, header, request, self.name)
+        attempt.function = function
         setattr(request, ATTEMPT, attempt)
         try:
             return self._around(attempt, args, kwargs)
@@ -115,7 +142,7 @@ class ClutchTask(Task):
         """As in Celery; the arguments of a job are checked by the job, which can fail, not by its
         sender."""
         options = self.job_options(options)
-        is_job = NAME in (options.get("headers") or ()) and not self.app.conf.task_always_eager
+        is_job = _is_job(options) and not self.app.conf.task_always_eager
         if is_job and not compat.fits(self, args, kwargs):
             return compat.send_unchecked(self, args, kwargs, options)
         return super().apply_async(args, kwargs, **options)
@@ -128,7 +155,7 @@ class ClutchTask(Task):
         """
         headers = options.get("headers") or {}
         expires = options.get("expires", self.expires)
-        if expires is None or NAME not in headers:
+        if expires is None or not _is_job(options):
             return options
         expiry = compat.expiry(self.app, expires)
         return {**options, "expires": None, "headers": {**headers, "expires": expiry}}
@@ -246,7 +273,7 @@ class ClutchTask(Task):
         try:
             if attempt.header.prepend:
                 args = (canvas.previous_value(attempt.store, attempt.header), *args[1:])
-            value = self.run(*args, **kwargs)
+            value = attempt.function(*args, **kwargs)
             return value, attempt.outcome(value)
         except Retry as exc:
             if not attempt.retried:  # raised by hand, not by ``retry``
@@ -426,6 +453,26 @@ def _attempt(task: Any) -> Attempt | None:
 def current_attempt(task: Any) -> Attempt | None:
     """The attempt of the job that *task* is running, or None outside a run."""
     return _attempt(task)
+
+
+def _is_job(options: dict[str, Any]) -> bool:
+    """Whether a message sent with *options* is that of a job."""
+    return is_ours((options.get("headers") or {}).get(NAME))
+
+
+def _inside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The ``__call__`` of a derived class, as the body of the job that the tracer calls."""
+
+    @wraps(function)
+    def call(self: ClutchTask, *args: Any, **kwargs: Any) -> Any:
+        request = self.request
+        if request.called_directly or getattr(request, CALLED, None):
+            return function(self, *args, **kwargs)
+        setattr(request, CALLED, STARTED)
+        return self._call(partial(function, self), args, kwargs)
+
+    call._clutch = True  # type: ignore[attr-defined]
+    return call
 
 
 def _iterate(attempt: Attempt, chunk: int) -> Iterator[Any]:

@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from celery_clutch import Clutch, ClutchTask, previous_results
 from celery_clutch.runtime.handlers import describe
 from celery_clutch.runtime.task import current_attempt
+from celery_clutch.testing import embedded
+
+from .conftest import make_app
 
 
 @pytest.fixture
@@ -137,6 +140,125 @@ def test_hooks_of_a_task_are_called_in_a_run(eager: Celery) -> None:
     calls.clear()
     assert Clutch(hooked.s(True)).engage().failed()
     assert calls == ["before_start", "on_failure", "after_return"]
+
+
+# --- how a task is called -----------------------------------------------------------------
+
+
+class Context:
+    """A web application, as far as tasks need one."""
+
+    open = 0
+
+    def __enter__(self) -> None:
+        self.open += 1
+
+    def __exit__(self, *_: Any) -> None:
+        self.open -= 1
+
+
+context = Context()
+
+
+class FlaskTask(ClutchTask):
+    """As Flask documents it: ``__call__`` calls ``run``, and not the class above."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with context:
+            return self.run(*args, **kwargs)
+
+
+class InContext:
+    """The same as a mixin."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with context:
+            return self.run(*args, **kwargs)  # type: ignore[attr-defined]
+
+
+class MixedTask(InContext, ClutchTask):
+    abstract = True
+
+
+class Above(FlaskTask):
+    """Calls the class above, which does not call the one above it."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with context:
+            return super().__call__(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("base", "depth"), [(FlaskTask, 1), (MixedTask, 1), (Above, 2)])
+def test_a_base_class_whose_call_does_not_call_ours(base: Any, depth: int) -> None:
+    app = make_app()
+    seen: list[int] = []
+
+    @app.task(name="enter", base=base, bind=True)
+    def enter(self: ClutchTask, number: int) -> list[Any]:
+        seen.append(context.open)
+        if number < 0 and self.request.retries == 0:
+            raise self.retry(exc=ValueError("not yet"), countdown=0)
+        return [number, *self.previous_results]
+
+    with embedded(app):
+        run = Clutch(enter.s(1), enter.s(-2)).engage()
+        assert run.get(timeout=10) == [[-2, [1]]]
+    assert seen == [depth] * 3
+    assert enter(3) == [3]
+    assert context.open == 0
+
+
+def test_what_such_a_call_raises_is_a_failure_of_the_job(eager: Celery) -> None:
+    class NoContext(ClutchTask):
+        abstract = True
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            raise LookupError("no context")
+
+    @eager.task(name="never", base=NoContext)
+    def never() -> None: ...
+
+    (failure,) = Clutch(never).engage().failures()
+    assert (failure.exception, failure.message) == ("LookupError", "no context")
+
+
+@pytest.mark.parametrize("in_a_run", [True, False])
+def test_a_task_that_calls_itself_sees_its_own_arguments(in_a_run: bool) -> None:
+    app = make_app()
+
+    @app.task(name="count_down", bind=True)
+    def count_down(self: ClutchTask, number: int) -> list[Any]:
+        below = self(number - 1) if number else []
+        return [list(self.request.args or ()), *below]
+
+    with embedded(app):
+        if in_a_run:
+            (value,) = Clutch(count_down.s(2)).engage().get(timeout=10)
+        else:
+            value = count_down.delay(2).get(timeout=10)
+    assert value == [[2], [1], [0]]
+
+
+@pytest.mark.parametrize("foreign", ["left", 5, ["a"], {"pedal": "left"}, {"run": "fast"}])
+def test_a_header_of_that_name_can_be_somebody_elses(foreign: Any) -> None:
+    app = make_app()
+
+    @app.task(name="drive", bind=True)
+    def drive(self: ClutchTask, number: int) -> list[Any]:
+        return [number, self.previous_results, dict(self.data)]
+
+    with embedded(app):
+        result = drive.apply_async((1,), headers={"clutch": foreign})
+        assert result.get(timeout=10) == [1, [], {}]
+        with pytest.raises(TypeError):
+            drive.apply_async((1, 2), headers={"clutch": foreign})
+        # In a run the header is ours.
+        run = Clutch(drive.s(2).set(headers={"clutch": foreign})).engage()
+        assert run.get(timeout=10) == [[2, [], {}]]
 
 
 # --- describing an exception --------------------------------------------------------------
