@@ -22,10 +22,11 @@
     │   ├── NonJSONResult      a job returned what JSON cannot represent (also TypeError)
     │   ├── NonJSONData        shared data that JSON cannot represent (also TypeError)
     │   ├── ResultTooLarge     a job returned over ``clutch_max_result_bytes`` (also ValueError)
-    │   └── MissingResult      a result that should be in the store is not there (also LookupError)
+    │   └── MissingResult      a result is not in the store; it says why (also LookupError)
     ├── JobLost                a job ended without an outcome (ignored, given up, its worker gone)
     ├── NestedClutchFailed     a clutch nested in a running job has failed
     └── RunError
+        ├── UnknownAddress     the plan of the run has no such address (also LookupError)
         ├── RunNotFound        no such run: never engaged, forgotten or expired (also LookupError)
         ├── AlreadyEngaged     a run with this id exists
         ├── ClutchFailed       ``get`` on a run that has failed; carries ``failures``
@@ -125,7 +126,7 @@ class ResultTooLarge(ResultError, ValueError):
 
 
 class MissingResult(ResultError, LookupError):
-    """A result that should be in the store is not there."""
+    """A result is not in the store; the message says why."""
 
 
 class JobLost(ClutchError):
@@ -142,6 +143,10 @@ class RunError(ClutchError):
 
 class RunNotFound(RunError, LookupError):
     """There is no such run: it was never engaged, was forgotten or has expired."""
+
+
+class UnknownAddress(RunError, LookupError):
+    """The plan of the run has no such address."""
 
 
 class AlreadyEngaged(RunError):

@@ -28,7 +28,7 @@ from ..model import codec, plan, shape
 from ..model.data import difference
 from ..model.events import Engaged
 from ..model.plan import Scope, Series
-from ..model.status import isoformat
+from ..model.status import State, isoformat
 from ..stores.base import Missing, ResultStore
 from ..stores.machine import ROOT
 from . import pages
@@ -203,11 +203,15 @@ def previous_values(store: ResultStore, header: Header) -> list[Any]:
     Raises:
         MissingResult: one of them is not in the store.
     """
-    return read_members(store, header.run, shape.members(header.previous))
+    return read_members(store, header.run, shape.members(header.previous), existed=True)
 
 
-def read_members(store: ResultStore, run: str, members: Sequence[shape.Shape]) -> list[Any]:
+def read_members(
+    store: ResultStore, run: str, members: Sequence[shape.Shape], *, existed: bool = False
+) -> list[Any]:
     """The values of these shapes; one round trip.
+
+    *existed* says that the jobs are known to have had results.
 
     Raises:
         MissingResult: one of them is not in the store.
@@ -216,13 +220,34 @@ def read_members(store: ResultStore, run: str, members: Sequence[shape.Shape]) -
     found: list[Any] = []
     for address, data in zip(wanted, store.patiently(store.values, run, wanted), strict=True):
         if data is Missing:
-            raise MissingResult(
-                f"the result of {address} in run {run} is not in the store: the run was forgotten, "
-                "has expired, or the server evicts keys"
-            )
+            raise missing(store, run, address, existed=existed)
         found.append(codec.decode_result(data))
     values = iter(found)
     return [shape.arrange(member, values) for member in members]
+
+
+def missing(store: ResultStore, run: str, address: str, *, existed: bool = False) -> MissingResult:
+    """Says why the job at *address* has no result in the store."""
+    found = store.patiently(store.read, run)
+    if found is None:
+        return MissingResult(
+            f"the result of {address} cannot be read because run {run} is gone: it was forgotten, "
+            "or has expired (clutch_ttl, clutch_result_ttl)"
+        )
+    job = f"job {address} of run {run}"
+    data = found.failures.get(address)
+    failure = orjson.loads(data) if data and address not in found.finished else None
+    if failure and failure["final"]:
+        died_of = f"{failure['exception']}: {failure['message']}"
+        return MissingResult(f"{job} has no result: it died of {died_of}")
+    ended = existed or found.state is State.SUCCEEDED
+    if ended or address in store.patiently(store.infos, run):
+        return MissingResult(
+            f"{job} had a result that is no longer in the store: it has expired there, or the "
+            "server evicts keys (maxmemory-policy)"
+        )
+    yet = " yet" if found.state is State.RUNNING else ""
+    return MissingResult(f"{job} has no result{yet}: the run is {found.state}")
 
 
 @dataclass(slots=True)

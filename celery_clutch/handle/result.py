@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing
 from itertools import chain
 from typing import Any, NoReturn
@@ -20,8 +20,8 @@ from ..errors import (
     ClutchTimeout,
     CorruptRecord,
     GetInsideTask,
-    MissingResult,
     RunNotFound,
+    UnknownAddress,
 )
 from ..extend.plugins import runtime
 from ..model import codec, graph, plan, shape
@@ -153,8 +153,9 @@ class ClutchResult:
         series (and of a branch) the value of its last step.
 
         Raises:
-            MissingResult: it is not there yet.
-            LookupError: the plan has no such address.
+            MissingResult: it is not there yet, its job is dead, or the store has lost it; the
+                message says which.
+            UnknownAddress: the plan has no such address.
         """
         found = self.record()
         if address is None:
@@ -265,7 +266,7 @@ class ClutchResult:
         if state is State.SUCCEEDED or not propagate:
             last = record.Meta.loads(meta).last
             wanted = list(shape.addresses(last))
-            values = iter(_decode(self._store.values(self.id, wanted), state, self.id))
+            values = self._decode(wanted, state)
             return [shape.arrange(member, values) for member in shape.members(last)]
         if state is State.CANCELLED:
             raise ClutchCancelled(f"run {self.id} was cancelled")
@@ -276,6 +277,17 @@ class ClutchResult:
         late = f"{ClutchExpired.__module__}.{ClutchExpired.__qualname__}"
         kind = ClutchExpired if dead and all(f.exception == late for f in dead) else ClutchFailed
         raise kind(f"run {self.id} has failed: {told}{more}", failures)
+
+    def _decode(self, wanted: list[str], state: State) -> Iterator[Any]:
+        """The results at the addresses *wanted*; None for one that a run without success lacks."""
+        found = self._store.values(self.id, wanted)
+        for address, value in zip(wanted, found, strict=True):
+            if value is not Missing:
+                yield codec.decode_result(value)
+            elif state is State.SUCCEEDED:
+                raise canvas.missing(self._store, self.id, address)
+            else:
+                yield None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ClutchResult) and other.id == self.id
@@ -320,11 +332,14 @@ class _News:
 def _locate(root: plan.Series, address: str) -> plan.Node:
     """The node at *address*."""
     node: plan.Node = root
-    for part in address.split("."):
+    parts = address.split(".") if isinstance(address, str) else [""]
+    for part in parts:
         below = plan.children(node)
         index = int(part) if part.isdecimal() else len(below)
         if index >= len(below) or str(index) != part:
-            raise LookupError(f"the plan has no address {address!r}")
+            raise UnknownAddress(
+                f"the plan has no address {address!r}; an address is a string such as '0' or '1.2'"
+            )
         node = below[index]
     return node
 
@@ -332,9 +347,3 @@ def _locate(root: plan.Series, address: str) -> plan.Node:
 def _waited_for(found: Record) -> list[str]:
     """The runs that jobs of a run wait for."""
     return [*chain.from_iterable(record.held_runs(found).values())]
-
-
-def _decode(values: Sequence[Any], state: State, run: str) -> list[Any]:
-    if state is State.SUCCEEDED and any(value is Missing for value in values):
-        raise MissingResult(f"results of run {run} are no longer in the store")
-    return [None if value is Missing else codec.decode_result(value) for value in values]
