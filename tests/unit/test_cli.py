@@ -333,7 +333,9 @@ def test_results_that_are_not_there(shop: Shop) -> None:
     assert shop("results", "bad", "7", code=1).output.startswith(
         "Error: the plan has no address '7';"
     )
-    assert shop("results", "bad", "0.30", code=1).output.startswith("Error: the result of 0.30 ")
+    assert shop("results", "bad", "0.30", code=1).output.startswith(
+        "Error: job 0.30 of run bad has no "
+    )
 
 
 def test_graph_of_a_run(shop: Shop) -> None:

@@ -64,9 +64,9 @@ def test_a_result_of_a_job_that_has_not_ended(gate: Gate) -> None:
 def test_a_result_of_a_job_that_is_dead(gate: Gate) -> None:
     run = series(gate.die, gate.tell).engage()
     run.get(timeout=10, propagate=False)
-    with pytest.raises(MissingResult, match="0 .* has no result: it died of ValueError: no money"):
+    with pytest.raises(MissingResult, match=r"0 .* has no result: it died of ValueError: no money"):
         run.results("0")
-    with pytest.raises(MissingResult, match="1 .* has no result: the run is FAILED"):
+    with pytest.raises(MissingResult, match=r"1 .* has no result: the run is FAILED"):
         run.results("1")
 
 
@@ -104,6 +104,6 @@ def test_an_address_that_the_plan_does_not_have(eager: Celery, address: Any) -> 
         return 1
 
     run = Clutch(one).engage()
-    with pytest.raises(UnknownAddress, match="an address is a string such as '0' or '1.2'"):
+    with pytest.raises(UnknownAddress, match="an address is a string such as"):
         run.results(address)
     assert run.results("0") == 1
