@@ -7,10 +7,12 @@
     │   ├── InvalidStep        not a signature, a task, (task, *args) or a clutch (also TypeError)
     │   ├── InvalidParent      ``parent=`` is not a running ClutchTask (also TypeError)
     │   ├── InvalidName        an id, name or tag too long or with odd characters (also ValueError)
+    │   ├── InvalidOption      an option that Celery cannot send with (also ValueError)
     │   ├── InvalidSequence    a `Sequence` class that is not as it has to be (also TypeError)
     │   ├── PlanTooDeep        nested further than a plan may be
     │   └── NonJSONArgument    an argument or option that JSON cannot carry (also TypeError)
     ├── ConfigurationError     the app cannot run clutches as it is set up
+    │   ├── NoApp              there is no Celery app but Celery's own fallback
     │   ├── NoStore            no ``clutch_store`` and no Redis to derive it from
     │   ├── UnknownStore       no store is registered for the URL's scheme
     │   ├── MissingExtra       the store's client library is not installed (also ImportError)
@@ -65,6 +67,11 @@ class InvalidName(BuildError, ValueError):
     """An id, name or tag has characters, or a length, that are not allowed."""
 
 
+class InvalidOption(BuildError, ValueError):
+    """An option of a job, of a handler or of ``engage`` that Celery cannot send, or that belongs
+    elsewhere."""
+
+
 class InvalidSequence(BuildError, TypeError):
     """A `Sequence` class is not as it has to be."""
 
@@ -79,6 +86,10 @@ class NonJSONArgument(BuildError, TypeError):
 
 class ConfigurationError(ClutchError):
     """The app cannot run clutches as it is set up."""
+
+
+class NoApp(ConfigurationError):
+    """There is no Celery app in this process but the one that Celery falls back to."""
 
 
 class NoStore(ConfigurationError):

@@ -15,7 +15,7 @@ from celery import Celery, Task, current_app, group
 from celery.canvas import Signature, chunks
 from celery.utils.functional import maybe_list
 
-from ..compile import canvas, compat, record
+from ..compile import canvas, checks, compat, record
 from ..errors import (
     BuildError,
     CorruptRecord,
@@ -204,10 +204,14 @@ class Clutch:
             AlreadyEngaged: a run with the clutch's ``id`` exists, and has started.
             NonJSONArgument, NonJSONData: an argument, or data, that JSON cannot carry; nothing was
                 sent.
+            InvalidStep: arguments that do not fit a task known here, unless it has
+                ``typing=False``.
+            InvalidOption: an option that Celery cannot send, or that belongs to the clutch.
             StoreUnavailable: the store cannot be reached; nothing was sent. If only its answer was
                 lost the sweep starts the run. With an ``id`` it may be called again.
             ConfigurationError: there is no store, or it is unknown.
         """
+        checks.start(options, nested=self._parent_attempt() is not None)
         prepared = self.prepared()
         if prepared.meta.parent is None:
             start(prepared, options, named=self.id is not None)
@@ -481,8 +485,8 @@ def _job(sig: Signature, app: Celery | None, inherited: Mapping[str, Any], *, pr
     task = getattr(sig, "_type", None) or (app or sig.app).tasks.get(name)
     plain = not isinstance(task, ClutchTask)
     args, kwargs = tuple(sig.args or ()), dict(sig.kwargs or {})
-    if plain and task is not None and not prepend and not compat.fits(task, args, kwargs):
-        raise InvalidStep(f"{name} cannot be called with the arguments {args!r} {kwargs!r}")
+    if plain and task is not None and not prepend:
+        checks.arguments(task, args, kwargs, name)
     options = {key: value for key, value in sig.options.items() if key not in _SENT}
     return Job(name, args, kwargs, _merged(inherited, options), plain, prepend)
 

@@ -31,7 +31,7 @@ from ..model.plan import Scope, Series
 from ..model.status import State, isoformat
 from ..stores.base import Missing, ResultStore
 from ..stores.machine import ROOT
-from . import pages
+from . import checks, pages
 from .header import NAME, Header, job_due
 from .pages import Chain, Item, Pages, Start
 from .record import Meta, Parent
@@ -314,19 +314,22 @@ def prepare(
     data: Mapping[str, bytes] | None = None,
     lifetime: float | None = None,
 ) -> Prepared:
-    """Cut and encode *root*; nothing is stored or sent.
+    """Cut, check and encode *root*; nothing is stored or sent.
 
     *lifetime* is in seconds from now: jobs that have not started by then do not.
 
     Raises:
         NonJSONArgument: naming the job and the path.
+        InvalidStep, InvalidOption: a job that Celery would not send, or its task not take.
     """
     own = runtime(app)
     tally = observers.heard(own, signals.clutch_step_settled)
+    jobs = checks.Jobs(app)
     encoded: dict[str, bytes] = {}
     encode = plan.JobEncoder()
 
     def keep(key: str, starts: tuple[Start, ...]) -> None:
+        jobs.check(pages.items(starts))
         try:
             encoded[key] = pages.dumps(starts, encode)
         except NonJSONArgument:
@@ -336,7 +339,9 @@ def prepare(
     cut = pages.paginate(root, tally=tally, window=own.settings.window, keep=keep)
     expires = time.time() + lifetime if lifetime is not None else 0.0
     meta = Meta(cut.jobs, cut.last, name, tags, cut.scopes, parent, expires)
+    checks.handlers(cut.scopes)
     _check_handlers(cut.scopes)
+    jobs.warn()
     encoded[PLAN] = pages.compress(plan.dumps(root, encode))
     prepared = Prepared(app, run or uuid(), meta, cut, encoded, data or {})
     if context := observers.context(own, prepared.engaged()):

@@ -5,6 +5,7 @@ Everything here can go when what it works around does; each piece says when.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -127,14 +128,29 @@ def sends_as_usual(task: Any) -> bool:
 
 def fits(task: Any, args: Any, kwargs: Any) -> bool:
     """Whether the arguments fit the signature of *task*, as far as Celery checks that."""
+    return not misfit(task, args, kwargs)
+
+
+def misfit(task: Any, args: Any, kwargs: Any) -> str:
+    """Why the arguments do not fit the signature of *task*, or "", as far as Celery checks that."""
     check: Callable[..., Any] | None = getattr(task, "__header__", None)
     if not task.typing or check is None:
-        return True
+        return ""
     try:
         check(*(args or ()), **(kwargs or {}))
-    except TypeError:
+    except TypeError as exc:
+        return str(exc) or "TypeError"
+    return ""
+
+
+def lacks_bind(task: Any) -> bool:
+    """Whether the function of *task* has ``self`` as a parameter that Celery does not fill."""
+    function = getattr(task, "_orig_run", task.run)  # without what autoretry puts around it
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
         return False
-    return True
+    return names[:1] == ["self"]
 
 
 def child_pids(worker: Any) -> list[int]:

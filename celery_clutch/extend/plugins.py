@@ -5,6 +5,7 @@ The stores that come with celery-clutch are registered the way third-party ones 
 
 from __future__ import annotations
 
+import difflib
 import threading
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
@@ -12,12 +13,22 @@ from typing import Any
 
 import pluggy
 
-from ..errors import ClutchError, PluginError, UnknownStore
+from ..errors import ClutchError, NoApp, NoStore, PluginError, UnknownStore
 from ..stores.base import ResultStore, StoreOptions
 from . import hookspecs
 from .settings import REDIS_SCHEMES, Settings
 
 StoreFactory = Callable[[str, StoreOptions], ResultStore]
+
+
+_DISTRIBUTIONS = {
+    "django": "celery-clutch-django",
+    "mariadb": "celery-clutch-sqlalchemy",
+    "mysql": "celery-clutch-sqlalchemy",
+    "postgresql": "celery-clutch-sqlalchemy",
+    "sqlite": "celery-clutch-sqlalchemy",
+}
+"""Which distribution brings the stores of a scheme that is not built in."""
 
 
 class BuiltinStores:
@@ -100,11 +111,7 @@ class Plugins:
         scheme = settings.store.partition("://")[0]
         stores = self._owned_stores()
         if scheme not in stores:
-            known = ", ".join(f"{each}://" for each in sorted(stores))
-            raise UnknownStore(
-                f"no store is registered for {scheme}://. Known are {known}; others come with "
-                "plugins (is the plugin installed in this environment?)"
-            )
+            raise _unknown(scheme, stores)
         factory, owner = stores[scheme]
         options = StoreOptions(settings.key_prefix, settings.ttl, settings.result_ttl)
         try:
@@ -148,6 +155,25 @@ class Plugins:
         self.register(plugin, name)
 
 
+def _unknown(scheme: str, stores: Iterable[str]) -> UnknownStore:
+    """Says where a store for *scheme* may come from."""
+    dialect = scheme.partition("+")[0]
+    package = _DISTRIBUTIONS.get(dialect)
+    if package is not None:
+        return UnknownStore(
+            f"no store is registered for {scheme}://: it comes with {package}, which is not "
+            f"installed in this environment. pip install {package}"
+        )
+    known = sorted({*stores, *_DISTRIBUTIONS})
+    close = difflib.get_close_matches(scheme, known, n=1)
+    meant = f" Is it {close[0]}:// that is meant?" if close else ""
+    listed = ", ".join(f"{each}://" for each in sorted(stores))
+    return UnknownStore(
+        f"no store is registered for {scheme}://.{meant} Known are {listed}; others come with "
+        "plugins (is the plugin installed in this environment?)"
+    )
+
+
 def _observer(impl: Any) -> Callable[[Any], Any]:
     function: Callable[..., Any] = impl.function
     # pluggy lets implementations leave out what they do not need.
@@ -183,7 +209,7 @@ def runtime(app: Any) -> Runtime:
     """The runtime of *app*, made on first use and again when ``clutch_store`` has changed.
 
     Raises:
-        ConfigurationError: there is no store, it is unknown, or a plugin is broken.
+        ConfigurationError: there is no app or no store, it is unknown, or a plugin is broken.
     """
     conf = app.conf
     key = conf.get("clutch_store"), conf.get("task_always_eager")
@@ -192,10 +218,23 @@ def runtime(app: Any) -> Runtime:
         with _making:  # threads of one process must share one memory store
             cached = app.__dict__.get(_ATTRIBUTE)
             if cached is None or cached[0] != key:
-                cached = key, Runtime(app, Settings.of(conf), Plugins())
+                cached = key, Runtime(app, _settings(app), Plugins())
                 app.__dict__[_ATTRIBUTE] = cached
     made: Runtime = cached[1]
     return made
+
+
+def _settings(app: Any) -> Settings:
+    try:
+        return Settings.of(app.conf)
+    except NoStore:
+        # What Celery makes where no app is current, and nothing configures.
+        if app.main == "default" and app.loader_cls == "default":
+            raise NoApp(
+                "there is no Celery app here but the one that Celery falls back to: import the "
+                "module that makes yours first, or pass app= (on the command line: celery -A)"
+            ) from None
+        raise
 
 
 def forget_runtime(app: Any) -> None:

@@ -52,6 +52,7 @@ class Settings:
             ConfigurationError: a setting has a value that makes no sense.
         """
         default = cls(store="")
+        _check_protocol(conf)
         return cls(
             store=_store(conf),
             ttl=_number(conf, "clutch_ttl", default.ttl),
@@ -62,6 +63,15 @@ class Settings:
             lease=_number(conf, "clutch_lease", default.lease),
             grace=_number(conf, "clutch_grace", default.grace),
             window=_within(conf, "clutch_window", default.window, 100, 10_000),
+        )
+
+
+def _check_protocol(conf: Any) -> None:
+    """Messages of protocol 1 carry neither headers nor what follows in a chain (5.3 to 5.7)."""
+    if conf.get("task_protocol") in (1, "1") and not conf.get("task_always_eager"):
+        raise ConfigurationError(
+            "task_protocol is 1, and such messages cannot carry what a job has to know of its run: "
+            "leave the setting out, or set it to 2 (Celery's default)"
         )
 
 

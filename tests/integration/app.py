@@ -423,7 +423,7 @@ def large(self: Any) -> str:
     return "x" * 200_000
 
 
-@shared_task(name="it.needs", bind=True)
+@shared_task(name="it.needs", bind=True, typing=False)
 def needs(self: Any, a: int, b: int) -> int:
     """Needs two arguments."""
     ran(self)

@@ -533,10 +533,10 @@ def test_a_task_that_is_not_registered_is_sent_by_name(app: Celery) -> None:
 
 
 def test_arguments_that_do_not_fit_are_sent_all_the_same(app: Celery) -> None:
-    # The job fails, where that can be recorded; its sender, maybe a worker, does not.
+    # The sender may be a worker, whose own job must not fail for it. (``engage`` does look.)
     @app.task(name="strict", base=ClutchTask)
     def strict(a: int) -> None: ...
 
-    Clutch(strict.s(1, 2, 3)).engage()
+    strict.apply_async((1, 2, 3), headers={NAME: Header("r", 0, "0", "0").to_dict()})
     (message,) = sent(app)
     assert message.payload[0] == [1, 2, 3]

@@ -310,7 +310,7 @@ def test_results_by_address_of_what_is_not_there(world: World) -> None:
     world.failing["x"] = 1
     run = series(world.give.s(1), world.fragile.s("x"), world.give.s(2)).engage()
     assert run.results("0") == 1
-    with pytest.raises(MissingResult, match="of 1 in run"):
+    with pytest.raises(MissingResult, match="job 1 of run"):
         run.results("1")
     for address in ("3", "0.0", "", "x", "-1"):
         with pytest.raises(LookupError, match="no address"):
@@ -582,6 +582,7 @@ def test_a_task_that_nobody_knows_fails_the_run(world: World) -> None:
 
 
 def test_arguments_that_do_not_fit_fail_the_job(world: World) -> None:
+    world.fragile.typing = False  # else `engage` says so
     run = Clutch(world.fragile.s(1, 2, 3)).engage()
     assert names(run.status()) == {"0": "TypeError"}
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -11,8 +14,17 @@ from celery import Celery
 
 from celery_clutch import Clutch, ClutchTask, series
 from celery_clutch.compile.canvas import read_members
-from celery_clutch.errors import MissingResult, UnknownAddress
-from celery_clutch.extend.plugins import runtime
+from celery_clutch.errors import (
+    ConfigurationError,
+    InvalidOption,
+    InvalidStep,
+    MissingResult,
+    UnknownAddress,
+    UnknownStore,
+)
+from celery_clutch.extend.plugins import Plugins, runtime
+from celery_clutch.extend.settings import Settings
+from celery_clutch.operate.doctor import examine
 from celery_clutch.testing import embedded
 
 from .conftest import make_app
@@ -107,3 +119,191 @@ def test_an_address_that_the_plan_does_not_have(eager: Celery, address: Any) -> 
     with pytest.raises(UnknownAddress, match="an address is a string such as"):
         run.results(address)
     assert run.results("0") == 1
+
+
+# --- arguments and options ----------------------------------------------------------------
+
+
+@pytest.fixture
+def takes(app: Celery) -> Any:
+    @app.task(name="shop.takes")
+    def takes(number: int, *, unit: str = "g") -> None: ...
+
+    return takes
+
+
+@pytest.mark.parametrize("args", [(), (1, 2)])
+def test_arguments_that_do_not_fit(app: Celery, takes: Any, args: tuple[Any, ...]) -> None:
+    clutch = Clutch(takes.s(1), takes.s(*args))
+    with pytest.raises(InvalidStep, match=r"job 1 \(shop.takes\) cannot be called .* argument"):
+        clutch.engage()
+    assert not runtime(app).store.scan()[0]
+    assert issubclass(InvalidStep, TypeError)
+
+
+def test_arguments_are_looked_at_as_celery_does(app: Celery, takes: Any) -> None:
+    @app.task(name="loose", typing=False)
+    def loose() -> None: ...
+
+    @app.task(name="bound", bind=True)
+    def bound(self: ClutchTask, number: int) -> None: ...
+
+    assert Clutch(loose.s(1, 2), bound.s(1), takes.s(1, unit="kg")).engage()
+    with pytest.raises(InvalidStep, match="bound"):
+        Clutch(bound.s(1, 2)).engage()
+
+
+def test_a_previous_result_is_an_argument(app: Celery, takes: Any) -> None:
+    assert Clutch.from_canvas(takes.s(1) | takes.s()).engage()
+    with pytest.raises(InvalidStep, match="job 1 "):
+        Clutch.from_canvas(takes.s(1) | takes.s(2)).engage()
+    with pytest.raises(InvalidStep, match="job 0 "):  # nothing goes before its arguments
+        Clutch.from_canvas(takes.s()).engage()
+
+
+def test_json_is_looked_at_too(app: Celery, takes: Any) -> None:
+    text = Clutch(takes.s(1, 2)).to_json()
+    with pytest.raises(InvalidStep, match="job 0 "):
+        Clutch.from_json(text, app=app).engage()
+
+
+def test_bind_is_missing(app: Celery) -> None:
+    @app.task(name="publish")
+    def publish(self: Any, url: str) -> None: ...
+
+    with pytest.raises(InvalidStep, match=r"@app.task\(bind=True\) is missing"):
+        Clutch(publish.s("url")).engage()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("expires", "soon"),
+        ("expires", True),
+        ("eta", "tomorrow"),
+        ("eta", 5),
+        ("countdown", "5"),
+        ("countdown", float("nan")),
+        ("time_limit", "x"),
+        ("time_limit", 0),
+        ("soft_time_limit", -1),
+        ("priority", "high"),
+        ("priority", 1000),
+        ("serializer", "jason"),
+        ("compression", "lzip"),
+        ("queue", 5),
+        ("headers", "x"),
+    ],
+)
+def test_options_that_celery_cannot_send(app: Celery, takes: Any, option: str, value: Any) -> None:
+    said = f"{option} is .*, not "
+    with pytest.raises(InvalidOption, match=rf"job 1 \(shop.takes\): {said}"):
+        Clutch(takes.s(1), takes.s(2).set(**{option: value})).engage()
+    with pytest.raises(InvalidOption, match=f"engage: {said}"):
+        Clutch(takes.s(1)).engage(**{option: value})
+    with pytest.raises(InvalidOption, match=rf"on_death \(shop.takes\): {said}"):
+        Clutch(takes.s(1), on_death=takes.s(2).set(**{option: value})).engage()
+    assert not runtime(app).store.scan()[0]
+
+
+def test_options_that_celery_can_send(app: Celery, takes: Any) -> None:
+    when = datetime(2030, 1, 1, tzinfo=timezone.utc)
+    for options in (
+        {"expires": 60, "countdown": 0.5, "priority": 9, "queue": "q", "headers": {"a": 1}},
+        {"expires": when, "eta": when, "serializer": "json", "compression": "gzip"},
+        {"expires": "2030-01-01T00:00:00Z", "eta": when.isoformat()},
+        {"time_limit": 10, "soft_time_limit": 5.5, "retry_policy": {"max_retries": 1}},
+    ):
+        assert Clutch(takes.s(1).set(**options)).engage()
+        assert Clutch(takes.s(1)).engage(**options)
+
+
+def test_a_soft_time_limit_above_the_hard_one(takes: Any) -> None:
+    with pytest.raises(InvalidOption, match="soft_time_limit 10 is more than time_limit 5"):
+        Clutch(takes.s(1).set(time_limit=5, soft_time_limit=10)).engage()
+
+
+@pytest.mark.parametrize("option", ["name", "id", "tags", "data", "on_failure", "parent", "app"])
+def test_what_engage_takes_no_more(takes: Any, option: str) -> None:
+    with pytest.raises(InvalidOption, match=rf"{option} is an argument .* Clutch\({option}=...\)"):
+        Clutch(takes.s(1)).engage(**{option: "x"})
+
+
+@pytest.mark.parametrize("option", ["args", "kwargs", "link", "link_error", "task_id"])
+def test_what_belongs_to_a_step(takes: Any, option: str) -> None:
+    with pytest.raises(InvalidOption, match=f"{option} belongs to a step"):
+        Clutch(takes.s(1)).engage(**{option: "x"})
+
+
+def test_the_start_of_a_nested_clutch_takes_no_options(eager: Celery) -> None:
+    @eager.task(name="outer", bind=True)
+    def outer(self: ClutchTask) -> None:
+        Clutch(outer, parent=self).engage(countdown=5)
+
+    (failure,) = Clutch(outer).engage().failures()
+    assert "countdown cannot be set for a nested clutch" in failure.message
+
+
+# --- names --------------------------------------------------------------------------------
+
+
+def test_a_near_miss_of_a_name(app: Celery, takes: Any, caplog: pytest.LogCaptureFixture) -> None:
+    missed = app.signature("shop.take", (1,))
+    Clutch(missed, missed, app.signature("elsewhere.count")).engage()
+    (record,) = caplog.records
+    assert "'shop.take' here; is it 'shop.takes' that is meant" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package"),
+    [
+        ("django", "celery-clutch-django"),
+        ("sqlite", "celery-clutch-sqlalchemy"),
+        ("postgresql", "celery-clutch-sqlalchemy"),
+        ("postgresql+psycopg", "celery-clutch-sqlalchemy"),
+        ("mariadb", "celery-clutch-sqlalchemy"),
+        ("mysql", "celery-clutch-sqlalchemy"),
+    ],
+)
+def test_a_store_of_a_plugin_that_is_not_installed(scheme: str, package: str) -> None:
+    with pytest.raises(
+        UnknownStore,
+        match=f"{scheme}://: it comes with .* pip install {package}$".replace("+", r"\+"),
+    ):
+        Plugins(()).open(Settings(f"{scheme}://x"))
+
+
+def test_a_near_miss_of_a_store() -> None:
+    with pytest.raises(UnknownStore, match="Is it postgresql:// that is meant"):
+        Plugins(()).open(Settings("postgres://x"))
+
+
+# --- the app ------------------------------------------------------------------------------
+
+
+def test_protocol_1_is_refused(takes: Any) -> None:
+    takes.app.conf.task_protocol = 1
+    with pytest.raises(ConfigurationError, match="task_protocol is 1"):
+        Clutch(takes.s(1)).engage()
+    (found,) = [each for each in examine(takes.app) if "task_protocol" in each.what]
+    assert found.severity == "problem"
+
+
+NO_APP = """
+from celery_clutch import Clutch, ClutchResult
+from celery_clutch.errors import NoApp
+from celery import signature
+
+for use in (lambda: ClutchResult("x").state, Clutch(signature("a")).engage, Clutch().engage):
+    try:
+        use()
+    except NoApp as exc:
+        print(exc)
+"""
+
+
+def test_no_app() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", NO_APP], capture_output=True, text=True, timeout=60
+    )
+    assert said.stdout.count("import the module that makes yours first, or pass app=") == 3, said
