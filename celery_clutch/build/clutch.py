@@ -6,9 +6,11 @@ import math
 import re
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from celery import Celery, Task, current_app, group
@@ -34,6 +36,7 @@ from ..model.plan import Branches, Job, Node, Parallel, Scope, Series
 from ..runtime.attempt import Attempt
 from ..runtime.engage import engage as start
 from ..runtime.task import ClutchTask, current_attempt
+from . import lines
 
 _NESTED = uuid.UUID("5f0a7c0e-58c1-4d0c-9d8a-1f1f7a6f3f55")
 _ID = re.compile(r"[A-Za-z0-9_.:@+=/~-]{1,200}")
@@ -106,6 +109,8 @@ class Clutch:
         # The steps collected by the clutch itself and by each block that is open.
         self._open: list[list[Node] | Branches] = [[]]
         self._inner_data: dict[str, Any] = {}  # of the clutches that are steps of this one
+        self._waiting: list[_Block] = []  # the blocks that were made, and not entered
+        self._note_nested()
         for step in steps:
             self << step
 
@@ -131,6 +136,13 @@ class Clutch:
 
     def __lshift__(self, step: Any) -> Clutch:
         """Add a step, to the innermost open block."""
+        if lines.loses(sys._getframe(1)):
+            warnings.warn(
+                "clutch << a, b adds a alone: what is behind the comma is in a tuple that nobody "
+                "keeps. Write clutch << a << b",
+                SyntaxWarning,
+                stacklevel=2,
+            )
         self._open[-1].append(self._node(step))
         return self
 
@@ -142,8 +154,7 @@ class Clutch:
             task = task.s(*args, **kwargs)
         return self.__lshift__(task)
 
-    @contextmanager
-    def parallel(self, *, max_concurrency: int | None = None) -> Iterator[Clutch]:
+    def parallel(self, *, max_concurrency: int | None = None) -> AbstractContextManager[Clutch]:
         """A block whose steps run side by side; together they are one step. Empty, it adds none.
 
         With *max_concurrency* at most so many of them are under way at a time, over all workers.
@@ -152,22 +163,12 @@ class Clutch:
             BuildError: *max_concurrency* is not a number of at least 1.
         """
         limit = _checked_limit(max_concurrency)
-        branches = Branches()
-        with self._block(branches):
-            yield self
-        node = plan.parallel(branches, limit=limit)
-        if node.size:
-            self._open[-1].append(node)
+        make = partial(plan.parallel, limit=limit)
+        return _Block(self, "parallel", Branches(), make)
 
-    @contextmanager
-    def series(self) -> Iterator[Clutch]:
+    def series(self) -> AbstractContextManager[Clutch]:
         """A block whose steps run one after another: a branch of its own inside ``parallel()``."""
-        nodes: list[Node] = []
-        with self._block(nodes):
-            yield self
-        node = plan.series(nodes)
-        if node.size:
-            self._open[-1].append(node)
+        return _Block(self, "series", [], plan.series)
 
     def clear(self) -> Clutch:
         """Remove all steps; settings stay."""
@@ -175,6 +176,7 @@ class Clutch:
             raise BuildError("clear() inside an open parallel() or series() block")
         self._open = [[]]
         self._inner_data = {}
+        self._waiting = []
         return self
 
     @property
@@ -224,6 +226,12 @@ class Clutch:
         """
         if len(self._open) > 1:
             raise BuildError("engage() inside an open parallel() or series() block")
+        if self._waiting:
+            kind = self._waiting[0].kind
+            raise BuildError(
+                f"{kind}() was called without with, and adds nothing so: write "
+                f"'with clutch.{kind}():' and indent its steps"
+            )
         run = None if self.id is None else _checked_id(self.id)
         lifetime = None if self.expires is None else _checked_lifetime(self.expires)
         name = None if self.name is None else _checked_name("name", self.name)
@@ -250,6 +258,7 @@ class Clutch:
         )
         if attempt is not None:
             attempt.nested.append(prepared)
+            attempt.composed.pop(id(self), None)
         return prepared
 
     # --- as JSON --------------------------------------------------------------------------
@@ -346,20 +355,13 @@ class Clutch:
         data = self._all_data()
         return encode_data(data, runtime(self.app).settings.max_result_bytes) if data else {}
 
-    @contextmanager
-    def _block(self, nodes: list[Node] | Branches) -> Iterator[None]:
-        self._open.append(nodes)
-        try:
-            yield
-        finally:
-            self._open.pop()
-
     def _node(self, step: Any) -> Node:
         if (compose := getattr(step, "__clutch__", None)) is not None:  # a Sequence
             step = compose()
         if isinstance(step, Clutch):
             if len(step._open) > 1:
                 raise BuildError("a clutch with an open block cannot be a step")
+            step._is_step()
             self._take_data(step)
             if self._app is None:
                 self._app = step._app
@@ -367,6 +369,11 @@ class Clutch:
             only = node.steps[0] if isinstance(node, Series) and len(node.steps) == 1 else None
             return only if only is not None and not step._scope() else node
         if isinstance(step, tuple) and step and isinstance(step[0], Task):
+            if any(isinstance(each, Task) for each in step[1:]):
+                raise InvalidStep(
+                    f"{_describe(step)} is a task and its arguments, and a task is no argument: "
+                    "use one << for each step"
+                )
             step = step[0].s(*step[1:])
         elif isinstance(step, Task):
             step = step.s()
@@ -380,6 +387,19 @@ class Clutch:
         if _is_canvas(step):
             return self._canvas(step)
         return _job(step, self._app, {}, prepend=False)
+
+    def _note_nested(self) -> None:
+        """Let the job that the clutch is nested in know of it, for the case that it is forgotten.
+
+        What is wrong with ``parent`` is said by ``engage``.
+        """
+        if isinstance(self.parent, ClutchTask) and (attempt := current_attempt(self.parent)):
+            attempt.composed[id(self)] = self
+
+    def _is_step(self) -> None:
+        """The clutch is a step of another, which is to be engaged in its place."""
+        if isinstance(self.parent, ClutchTask) and (attempt := current_attempt(self.parent)):
+            attempt.composed.pop(id(self), None)
 
     def _take_data(self, step: Clutch) -> None:
         """Let the data of a clutch that is a step be this one's: a run has one set of data."""
@@ -411,8 +431,14 @@ class Clutch:
             return None
         if not isinstance(self.parent, Task):
             raise InvalidParent(
-                "parent is the running task itself (self of a bound task), not "
+                "parent is the running task itself (self in a task with @app.task(bind=True)), not "
                 f"{_describe(self.parent)}"
+            )
+        running = compat.current_task()
+        if running is not None and running.name != self.parent.name:
+            raise InvalidParent(
+                f"parent is {self.parent.name}, which does not run here; {running.name} does. "
+                "parent is the running task itself: self"
             )
         attempt = current_attempt(self.parent)
         if attempt is not None and not isinstance(self.parent, ClutchTask):
@@ -422,6 +448,36 @@ class Clutch:
                 "on the task"
             )
         return attempt  # None: the task runs on its own, and so does the clutch
+
+
+class _Block:
+    """What ``with clutch.parallel():`` enters: its steps become one step of the clutch."""
+
+    def __init__(
+        self,
+        clutch: Clutch,
+        kind: str,
+        nodes: list[Node] | Branches,
+        make: Callable[[list[Node] | Branches], Node],
+    ) -> None:
+        self.clutch = clutch
+        self.kind = kind
+        self._nodes = nodes
+        self._make = make
+        clutch._waiting.append(self)
+
+    def __enter__(self) -> Clutch:
+        if self not in self.clutch._waiting:
+            raise BuildError(f"a {self.kind}() block can be entered once")
+        self.clutch._waiting.remove(self)
+        self.clutch._open.append(self._nodes)
+        return self.clutch
+
+    def __exit__(self, kind: Any, exc: Any, traceback: Any) -> None:
+        self.clutch._open.pop()
+        node = self._make(self._nodes)
+        if exc is None and node.size:
+            self.clutch._open[-1].append(node)
 
 
 def series(*steps: Any) -> Clutch:

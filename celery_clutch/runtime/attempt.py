@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -42,6 +42,7 @@ class Attempt:
         self.runtime = runtime(app)
         self.token = os.urandom(8).hex()
         self.nested: list[canvas.Prepared] = []
+        self.composed: dict[int, Sized] = {}  # clutches to nest that are not engaged
         self.replaced = False
         self.dead = False  # a final failure is recorded
         self.retried = False  # a failure is recorded that another attempt follows

@@ -12,7 +12,7 @@ import traceback as traceback_module
 from types import TracebackType
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 
 from .. import signals
 from ..compile import compat, publish, record
@@ -24,6 +24,8 @@ from ..model.status import Failure, isoformat
 from ..stores.base import ENDED, Record
 
 logger = logging.getLogger(__name__)
+
+_OF_CLUTCH_TASKS = ("previous_results", "iter_previous_results", "data")
 
 
 def send(
@@ -118,12 +120,23 @@ def describe(
         task=task,
         task_id=str(getattr(request, "id", "") or ""),
         exception=name_of(type(exc)),
-        message=_printable(_text(exc))[:1000],
+        message=_printable(_text(exc) + _hint(exc))[:1000],
         traceback=_printable(text)[-4000:],
         attempt=1,
         final=False,
         at=isoformat(time.time()),
     )
+
+
+def _hint(exc: BaseException) -> str:
+    """What helps a task that is not a ClutchTask, and takes itself for one."""
+    wanted = isinstance(exc, AttributeError) and exc.name in _OF_CLUTCH_TASKS
+    if wanted and isinstance(getattr(exc, "obj", None), Task):
+        return (
+            ': it is not a ClutchTask. Set task_cls="celery_clutch:ClutchTask" on the app, or '
+            "base=ClutchTask on the task"
+        )
+    return ""
 
 
 def name_of(kind: type[BaseException]) -> str:

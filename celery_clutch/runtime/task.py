@@ -274,6 +274,7 @@ class ClutchTask(Task):
             if attempt.header.prepend:
                 args = (canvas.previous_value(attempt.store, attempt.header), *args[1:])
             value = attempt.function(*args, **kwargs)
+            _warn_of_forgotten(attempt)
             return value, attempt.outcome(value)
         except Retry as exc:
             if not attempt.retried:  # raised by hand, not by ``retry``
@@ -473,6 +474,21 @@ def _inside(function: Callable[..., Any]) -> Callable[..., Any]:
 
     call._clutch = True  # type: ignore[attr-defined]
     return call
+
+
+def _warn_of_forgotten(attempt: Attempt) -> None:
+    """Say which clutches the job has nested, given steps, and not engaged."""
+    header = attempt.header
+    for clutch in attempt.composed.values():
+        if len(clutch):
+            logger.warning(
+                "job %s of run %s (%s) has returned without engaging the clutch that it has "
+                "nested, so that it does not run: %r. Call its engage().",
+                header.at,
+                header.run,
+                attempt.task,
+                clutch,
+            )
 
 
 def _iterate(attempt: Attempt, chunk: int) -> Iterator[Any]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
 
-from celery_clutch import Clutch, ClutchTask, series
+from celery_clutch import Clutch, ClutchResult, ClutchTask, series
 from celery_clutch.compile.canvas import read_members
 from celery_clutch.errors import (
+    BuildError,
     ConfigurationError,
     InvalidOption,
+    InvalidParent,
     InvalidStep,
     MissingResult,
     UnknownAddress,
@@ -307,3 +309,128 @@ def test_no_app() -> None:
         [sys.executable, "-c", NO_APP], capture_output=True, text=True, timeout=60
     )
     assert said.stdout.count("import the module that makes yours first, or pass app=") == 3, said
+
+
+# --- composing ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["parallel", "series"])
+def test_a_block_without_with(app: Celery, takes: Any, kind: str) -> None:
+    clutch = Clutch(takes.s(1))
+    getattr(clutch, kind)()
+    clutch << takes.s(2)
+    with pytest.raises(BuildError, match=rf"{kind}\(\) was called without with"):
+        clutch.engage()
+    assert clutch.clear() is clutch
+    clutch << takes.s(3)
+    assert clutch.engage()
+
+
+def test_a_block_may_be_entered_later(takes: Any) -> None:
+    clutch = Clutch()
+    block = clutch.parallel()
+    with block:
+        clutch << takes.s(1) << takes.s(2)
+    assert clutch.engage().plan().steps[0].size == 2  # type: ignore[union-attr]
+
+
+def test_a_comma_between_steps(takes: Any, recwarn: pytest.WarningsRecorder) -> None:
+    clutch = Clutch()
+    more = takes.s(2)
+    clutch << takes.s(1), more
+    (warning,) = recwarn
+    assert issubclass(warning.category, SyntaxWarning)
+    assert "what is behind the comma" in str(warning.message)
+    assert warning.filename == __file__
+    assert len(clutch) == 1
+
+
+def test_a_comma_between_steps_each_time_warns_of_other_values(takes: Any) -> None:
+    clutch = Clutch()
+    with pytest.warns(SyntaxWarning):
+        clutch << takes.s(1), takes.s(2), Clutch(takes.s(3))
+
+
+def test_tuples_that_lose_nothing(takes: Any, recwarn: pytest.WarningsRecorder) -> None:
+    clutch = Clutch()
+    kept = clutch << takes.s(1), 5
+    print(clutch << takes.s(2), "said")
+    clutch << (takes, 3)
+    clutch << takes.s(4)
+    listed = [(clutch << takes.s(n), n) for n in (5, 6)]
+    series(clutch << takes.s(7), takes.s(8))
+    assert (clutch << takes.s(9), 1) == (clutch, 1)
+    assert kept[0] is listed[0][0] is clutch
+    assert not recwarn.list
+
+
+def test_a_task_is_no_argument_of_a_task(takes: Any) -> None:
+    for step in ((takes, takes), (takes, 1, takes)):
+        with pytest.raises(InvalidStep, match="one << for each step"):
+            Clutch() << step
+
+
+# --- nested clutches ----------------------------------------------------------------------
+
+
+def nested(eager: Celery, compose: Callable[[Any], Any]) -> ClutchResult:
+    """A run of a job that composes nested clutches."""
+
+    @eager.task(name="outer", bind=True)
+    def outer(self: ClutchTask) -> str:
+        compose(self)
+        return "done"
+
+    return Clutch(outer).engage()
+
+
+def test_a_nested_clutch_that_is_never_engaged(
+    eager: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    @eager.task(name="one")
+    def one() -> int:
+        return 1
+
+    run = nested(eager, lambda job: Clutch(one, one, parent=job, name="letters"))
+    assert run.get() == ["done"]
+    assert f"job 0 of run {run.id} (outer) has returned without engaging" in caplog.text
+    assert "<Clutch 'letters': 2 steps, 2 jobs>" in caplog.text
+
+
+def test_nested_clutches_of_which_nothing_is_said(
+    eager: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    @eager.task(name="one")
+    def one() -> int:
+        return 1
+
+    def compose(job: ClutchTask) -> None:
+        Clutch(parent=job)  # there was nothing to do
+        Clutch(one, parent=job).engage()
+        Clutch(Clutch(one, parent=job), parent=job).engage()
+
+    assert nested(eager, compose).get() == ["done"]
+    assert "without engaging" not in caplog.text
+
+
+def test_a_parent_that_does_not_run(eager: Celery) -> None:
+    @eager.task(name="other")
+    def other() -> None: ...
+
+    (failure,) = nested(eager, lambda job: Clutch(other, parent=other).engage()).failures()
+    assert "parent is other, which does not run here; outer does" in failure.message
+
+
+def test_a_parent_that_is_no_task(eager: Celery) -> None:
+    with pytest.raises(InvalidParent, match=r"@app.task\(bind=True\)"):
+        Clutch(parent="x").engage()
+
+
+def test_a_plain_task_that_asks_for_previous_results(eager: Celery) -> None:
+    @eager.task(name="plain", base=Task, bind=True)
+    def plain(self: Any) -> Any:
+        return self.previous_results
+
+    (failure,) = Clutch(plain).engage().failures()
+    assert failure.exception == "AttributeError"
+    assert 'task_cls="celery_clutch:ClutchTask"' in failure.message
