@@ -94,12 +94,22 @@ def held_runs(found: Record) -> dict[str, tuple[str, ...]]:
     return {address: runs for address, runs in held.items() if runs}
 
 
-def execution_info(attempt: int, start: float, seconds: float) -> bytes:
+def execution_info(attempt: int, start: float, seconds: float, host: str) -> bytes:
     """What is kept of the execution that gave a job its result, as JSON.
 
     *start* is in seconds since the epoch, by the worker's clock.
     """
-    return orjson.dumps({"attempt": attempt, "start": start, "seconds": round(seconds, 6)})
+    times = {"start": round(start, 3), "seconds": round(seconds, 6)}
+    return orjson.dumps({"attempt": attempt, **times, "host": host})
+
+
+def host_of(info: bytes | None) -> str | None:
+    """The host of the execution that gave a job its result, from its info."""
+    try:
+        host = orjson.loads(info or b"{}").get("host")
+    except (AttributeError, ValueError):  # written by somebody else
+        return None
+    return host if isinstance(host, str) else None
 
 
 def attempt_of(info: bytes) -> int:

@@ -30,6 +30,10 @@ MARKS = {
 }
 
 NEVER = Execution()
+MOST = 60
+"""Characters of arguments that are shown."""
+NOTABLE = 0.1
+"""Seconds that a job has to have waited for it to be said."""
 
 
 class Node(NamedTuple):  # made by the hundred thousand, which takes a dataclass a second
@@ -42,6 +46,10 @@ class Node(NamedTuple):  # made by the hundred thousand, which takes a dataclass
         states: how many of the jobs in it are in each state.
         execution: of a job, what is known of it.
         failure: the latest, where there is no result since.
+        waited: seconds between the end of what came before a job and its first attempt; None where
+            that is not known.
+        retry_at: when the next attempt is due, in seconds since the epoch; None if none is.
+        call: the arguments of a job, as they are written in a call.
         below: its steps or branches.
         nested: the runs that a job waits for.
     """
@@ -53,6 +61,9 @@ class Node(NamedTuple):  # made by the hundred thousand, which takes a dataclass
     states: Mapping[str, int]
     execution: Execution = NEVER
     failure: Failure | None = None
+    waited: float | None = None
+    retry_at: float | None = None
+    call: str = ""
     below: tuple[Node, ...] = ()
     nested: tuple[Tree, ...] = ()
 
@@ -68,6 +79,13 @@ class Node(NamedTuple):  # made by the hundred thousand, which takes a dataclass
         except (AttributeError, ValueError):  # written by internal steps, or by nobody
             return None, None, None
 
+    @property
+    def host(self) -> str | None:
+        """The host that runs a job, or has run it; None where that is not known."""
+        if self.execution.lease is not None:
+            return self.execution.lease.owner.rsplit(".", 2)[0] or None
+        return record.host_of(self.execution.info)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-friendly data, without what is below it."""
         attempt, started, seconds = self.timing()
@@ -80,6 +98,9 @@ class Node(NamedTuple):  # made by the hundred thousand, which takes a dataclass
             "attempt": attempt,
             "started_at": None if started is None else isoformat(started),
             "seconds": seconds,
+            "waited": self.waited,
+            "host": self.host,
+            "retry_at": None if self.retry_at is None else isoformat(self.retry_at),
             "failure": self.failure and self.failure.to_dict(),
             "nested": [nested.to_dict() for nested in self.nested],
         }
@@ -103,11 +124,38 @@ class Tree:
 
     def states(self) -> dict[str, str]:
         """The state of each job by address, for `graph`."""
-        return {node.address: node.state for node in self.walk() if node.kind == "job"}
+        found: dict[str, str] = {}
+        self._states("", found)
+        return found
 
-    def to_dict(self) -> dict[str, Any]:
-        """The status as a dict, with ``nodes``: every node by address order of the plan."""
-        return {**self.status.to_dict(), "nodes": [node.to_dict() for node in self.walk()]}
+    def _states(self, prefix: str, found: dict[str, str]) -> None:
+        for node in self.walk():
+            if node.kind == "job":
+                found[prefix + node.address] = node.state
+            for number, inner in enumerate(node.nested):
+                inner._states(f"{prefix}{node.address}~{number}.", found)
+
+    def inside(self) -> dict[str, list[tuple[str, Series]]]:
+        """The title and plan of the runs that were nested in jobs, by the address of the job."""
+        found: dict[str, list[tuple[str, Series]]] = {}
+        self._inside("", found)
+        return found
+
+    def _inside(self, prefix: str, found: dict[str, list[tuple[str, Series]]]) -> None:
+        for node in self.walk():
+            for number, inner in enumerate(node.nested):
+                at = prefix + node.address
+                found.setdefault(at, []).append((headline(inner.status), inner.plan))
+                inner._inside(f"{at}~{number}.", found)
+
+    def to_dict(self, *, arguments: bool = False) -> dict[str, Any]:
+        """The status as a dict, with ``nodes``: every node by address order of the plan; with
+        *arguments* those of each job too, as they are written in a call."""
+        nodes = [node.to_dict() for node in self.walk()]
+        if arguments:
+            for node, data in zip(self.walk(), nodes, strict=True):
+                data["arguments"] = node.call
+        return {**self.status.to_dict(), "nodes": nodes}
 
 
 class Line(NamedTuple):
@@ -131,7 +179,9 @@ def build(
     failures = {failure.address: failure for failure in status.failures}
     cancelled = found.state is State.CANCELLED
 
-    def job(address: str, task: str) -> Node:
+    retries = _retries(found)
+
+    def job(address: str, job: Job, ready: float | None) -> tuple[Node, float | None]:
         execution, failure = executions.get(address, NEVER), failures.get(address)
         if failure is not None:
             state = "dead" if failure.final else "failing"
@@ -142,13 +192,34 @@ def build(
         else:
             state = "cancelled" if cancelled else "waiting"
         inside = tuple(nested.get(address, ())) if nested else ()
-        return Node(address, "job", task, state, ONE[state], execution, failure, (), inside)
+        retry_at = retries.get(address) if state == "failing" else None
+        node = Node(
+            *(address, "job", job.task, state, ONE[state], execution, failure),
+            retry_at=retry_at,
+            call=_call(job),
+            nested=inside,
+        )
+        attempt, started, seconds = node.timing()
+        if started is None:
+            return node, None
+        end = None if seconds is None else started + seconds
+        # A later attempt has waited for the earlier ones.
+        if ready is None or attempt != 1:
+            return node, end
+        return node._replace(waited=max(started - ready, 0.0)), end
 
-    def build_node(address: str, node: plan.Node) -> Node:
+    def build_node(address: str, node: plan.Node, ready: float | None) -> tuple[Node, float | None]:
+        """A node that could begin when it was *ready*, and when it has ended."""
         if isinstance(node, Job):
-            return job(address, node.task)
-        parts = enumerate(plan.children(node))
-        below = tuple([build_node(plan.join(address, i), child) for i, child in parts])
+            return job(address, node, ready)
+        below: list[Node] = []
+        ends: list[float | None] = []
+        for index, child in enumerate(plan.children(node)):
+            each, end = build_node(plan.join(address, index), child, ready)
+            below.append(each)
+            ends.append(end)
+            if isinstance(node, Series):
+                ready = end
         states: Counter[str] = Counter()
         for each in below:
             if each.kind == "job":
@@ -157,15 +228,46 @@ def build(
                 states.update(each.states)
         failure = failures.get(address)
         state = "dead" if failure else overall(states)
-        return Node(address, kind_of(node), "", state, states, NEVER, failure, below)
+        made = Node(address, kind_of(node), "", state, states, NEVER, failure, below=tuple(below))
+        return made, _last(ends) if isinstance(node, plan.Parallel) else ready
 
-    return Tree(status, root, build_node("", root))
+    return Tree(status, root, build_node("", root, found.created_at)[0])
+
+
+def _last(ends: Sequence[float | None]) -> float | None:
+    """The last of the times, if all of them are known."""
+    known = [end for end in ends if end is not None]
+    return max(known, default=None) if len(known) == len(ends) else None
+
+
+def _retries(found: Record) -> dict[str, float]:
+    """When messages of jobs are to begin, by address."""
+    times: dict[str, float] = {}
+    for key, due in found.due.items():
+        kind, _, rest = key.partition(" ")
+        if kind == "job":
+            times[rest.rpartition(" ")[2]] = due.since
+    return times
+
+
+def _call(job: Job) -> str:
+    """The arguments of a job, as they are written in a call."""
+    values = [repr(arg) for arg in job.args]
+    values += [f"{key}={value!r}" for key, value in job.kwargs.items()]
+    return ", ".join(values)
 
 
 ONE: dict[str, Mapping[str, int]] = {state: {state: 1} for state in MARKS}
 
 
-def lines(tree: Tree, now: float, *, wide: int = WIDE, traceback: bool = False) -> Line:
+def lines(
+    tree: Tree,
+    now: float,
+    *,
+    wide: int = WIDE,
+    traceback: bool = False,
+    arguments: bool = False,
+) -> Line:
     """*tree* as what to show: of a parallel wider than *wide* the branches that are in trouble, or
     running.
 
@@ -174,10 +276,13 @@ def lines(tree: Tree, now: float, *, wide: int = WIDE, traceback: bool = False) 
         now: the time by the store's clock, in seconds since the epoch.
         wide: how many branches of a parallel are shown one by one.
         traceback: show the traceback of each failure.
+        arguments: show those of each job.
     """
 
     def line(node: Node) -> Line:
         label = f"{node.address} {node.task or node.kind}"
+        if arguments and node.kind == "job":
+            label += f"({_cut(node.call)})"
         notes = _notes(node, now)
         if node.kind == "parallel" and len(node.below) > wide:
             label += f" {TIMES} {len(node.below):,}"
@@ -208,6 +313,12 @@ def headline(status: Status) -> str:
         start, end = map(datetime.fromisoformat, (status.created_at, status.ended_at))
         parts.append(f"took {duration((end - start).total_seconds())}")
     return "  ".join(parts)
+
+
+def brief(run: Summary) -> str:
+    """``"5/7, 1 failing"``, for tables."""
+    trouble = [f"{n:,} {kind}" for kind in ("failing", "dead") if (n := getattr(run, kind))]
+    return ", ".join([f"{run.done:,}/{run.jobs:,}", *trouble])
 
 
 def progress(run: Status | Summary) -> str:
@@ -271,10 +382,21 @@ def _notes(node: Node, now: float) -> Iterator[str]:
             yield duration(seconds)
         elif started is not None:
             yield f"running for {duration(max(now - started, 0))}"
+        if node.waited is not None and node.waited >= NOTABLE:
+            yield f"waited {duration(node.waited)}"
+        if node.host and started is not None:
+            yield f"@{node.host}"
         if attempt and attempt > 1:
             yield f"attempt {attempt}"
     if node.failure:
         yield _told(node.failure)
+    if node.retry_at is not None:
+        left = node.retry_at - now
+        yield f"next attempt in {duration(left)}" if left > 0 else "next attempt is due"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST else f"{text[: MOST - 1]}…"
 
 
 def _told(failure: Failure) -> str:

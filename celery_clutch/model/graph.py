@@ -2,6 +2,8 @@
 
 Every format takes the state of each job by address, where it is known, to colour the drawing, and
 draws the branches of a parallel step that is wider than *wide* once for each shape that they have.
+Runs that were nested in a job are drawn inside it: *nested* has their titles and plans by the
+address of the job. What is in the first of them has addresses such as ``"1~0.2"``.
 """
 
 from __future__ import annotations
@@ -11,13 +13,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 from itertools import pairwise
+from types import MappingProxyType
 from typing import TypeVar
 
 from .plan import Job, Node, Parallel, Series, children, join
 
 T = TypeVar("T")
 States = Mapping[str, str]
+Nested = Mapping[str, Sequence[tuple[str, Series]]]
+NOTHING: Nested = MappingProxyType({})
 
 WIDE = 10
 """Branches that are drawn one by one."""
@@ -52,9 +58,15 @@ class Box:
     inner: tuple[Box, ...] = ()
 
 
-def mermaid(plan: Series, title: str = "", states: States | None = None, wide: int = WIDE) -> str:
+def mermaid(
+    plan: Series,
+    title: str = "",
+    states: States | None = None,
+    wide: int = WIDE,
+    nested: Nested = NOTHING,
+) -> str:
     """A flowchart for Mermaid, as GitHub and GitLab show it in a ``mermaid`` block."""
-    root = box(plan, states, wide)
+    root = box(plan, states, wide, nested)
     lines = (
         ["---", f"title: {json.dumps(printable(title), ensure_ascii=False)}", "---"]
         if title
@@ -66,9 +78,15 @@ def mermaid(plan: Series, title: str = "", states: States | None = None, wide: i
     return "\n".join(lines)
 
 
-def dot(plan: Series, title: str = "", states: States | None = None, wide: int = WIDE) -> str:
+def dot(
+    plan: Series,
+    title: str = "",
+    states: States | None = None,
+    wide: int = WIDE,
+    nested: Nested = NOTHING,
+) -> str:
     """A digraph for Graphviz."""
-    root = box(plan, states, wide)
+    root = box(plan, states, wide, nested)
     lines = [
         "digraph clutch {",
         f'  graph [label="{_dot_text(title)}", labelloc=t, compound=true, fontname="sans-serif"]',
@@ -77,9 +95,15 @@ def dot(plan: Series, title: str = "", states: States | None = None, wide: int =
     return "\n".join([*lines, *_dot(root, "  "), "}"])
 
 
-def text(plan: Series, title: str = "", states: States | None = None, wide: int = WIDE) -> str:
+def text(
+    plan: Series,
+    title: str = "",
+    states: States | None = None,
+    wide: int = WIDE,
+    nested: Nested = NOTHING,
+) -> str:
     """A tree for terminals."""
-    root = box(plan, states, wide)
+    root = box(plan, states, wide, nested)
     rows = outline(root.inner, lambda each: each.inner)
     tree = [f"{prefix}{_caption(each, each.kind == 'job')}" for prefix, each in rows]
     return "\n".join([printable(title) or "Clutch", *tree])
@@ -92,9 +116,35 @@ def html(plan: Series, title: str, states: States | None = None) -> str:
     return f'<div style="font:13px/1.5 sans-serif;overflow:auto">{head}{drawing}</div>'
 
 
-def box(plan: Series, states: States | None = None, wide: int = WIDE) -> Box:
+def page(
+    plan: Series,
+    title: str,
+    states: States | None = None,
+    wide: int = WIDE,
+    nested: Nested = NOTHING,
+) -> str:
+    """A page of HTML, moved with the mouse or the arrow keys, zoomed with the wheel or ``+`` and
+    ``-``; ``0`` shows all of it. Nothing is loaded from the network."""
+    name = escape(printable(title))
+    drawing = _html(box(plan, states, wide, nested))
+    empty = (resources.files(__package__) / "page.html").read_text("utf-8")
+    return empty.replace("TITLE", name).replace("DRAWING", drawing)
+
+
+def box(
+    plan: Series, states: States | None = None, wide: int = WIDE, nested: Nested = NOTHING
+) -> Box:
     """*plan* as what is to be drawn."""
-    return _box(plan, [""], "", states, wide)
+    return _box(plan, [""], "", _Look(states, wide, nested))
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """How a plan is drawn."""
+
+    states: States | None
+    wide: int
+    nested: Nested
 
 
 def overall(states: Mapping[str, int]) -> str:
@@ -128,21 +178,24 @@ def printable(value: str) -> str:
     )
 
 
-def _box(node: Node, at: Sequence[str], shown: str, states: States | None, wide: int) -> Box:
+def _box(node: Node, at: Sequence[str], shown: str, look: _Look) -> Box:
     """The nodes at the addresses *at*, which are like *node*, in one box; they go by *shown*."""
+    states, wide = look.states, look.wide
     label = f"{shown} {node.task}" if isinstance(node, Job) else f"{shown} {kind_of(node)}"
     if isinstance(node, Parallel) and node.limit:
         label += f", {node.limit:,} at a time"
     if isinstance(node, Job):
         found = Counter() if states is None else Counter(states.get(a, "waiting") for a in at)
-        return Box(at[0], "job", printable(label), found)
+        runs = look.nested.get(at[0], ()) if len(at) == 1 else ()
+        boxes = [_nested_box(f"{at[0]}~{i}", *run, look) for i, run in enumerate(runs)]
+        return Box(at[0], "parallel" if boxes else "job", printable(label), found, tuple(boxes))
     inner = []
     groups = list(_groups(node, wide))
     for alike, branch in groups[:wide]:
         star = str(alike[0]) if len(alike) == 1 else "*"
         places = [join(address, index) for address in at for index in alike]
         name = f"{shown}.{star}" if shown else star
-        each = _box(branch, places, name, states, wide)
+        each = _box(branch, places, name, look)
         times = f" {TIMES} {len(alike):,}" if len(alike) > 1 else ""
         inner.append(Box(each.at, each.kind, each.label + times, each.states, each.inner))
     if left := [index for alike, _ in groups[wide:] for index in alike]:
@@ -152,6 +205,11 @@ def _box(node: Node, at: Sequence[str], shown: str, states: States | None, wide:
     for each in inner:
         total.update(each.states)
     return Box(at[0], kind_of(node), label, total, tuple(inner))
+
+
+def _nested_box(at: str, title: str, root: Series, look: _Look) -> Box:
+    found = _box(root, [at], "", look)
+    return Box(at, found.kind, printable(f"nested {title}"), found.states, found.inner)
 
 
 def _groups(node: Node, wide: int) -> Iterable[tuple[list[int], Node]]:
@@ -190,7 +248,7 @@ def _caption(box: Box, alone: bool = False) -> str:
 
 
 def _name(box: Box) -> str:
-    return "n" + box.at.replace(".", "_")
+    return "n" + box.at.replace(".", "_").replace("~", "_")
 
 
 def _mermaid(box: Box, pad: str) -> Iterator[str]:

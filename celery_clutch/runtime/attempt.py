@@ -86,7 +86,7 @@ class Attempt:
             b"" if self.replaced else self.encode(value),
             changes=self._data.changes() if self._data is not None else {},
             info=record.execution_info(
-                self.number, self.started, time.perf_counter() - self._clock
+                self.number, self.started, time.perf_counter() - self._clock, leases.HOST
             ),
         )
 

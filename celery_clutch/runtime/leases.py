@@ -23,9 +23,10 @@ from ..extend.plugins import Runtime, runtime
 
 logger = logging.getLogger(__name__)
 
-_HOST = re.sub(r"[^A-Za-z0-9_.-]", "_", socket.gethostname())
+HOST = re.sub(r"[^A-Za-z0-9_.-]", "_", socket.gethostname())
+"""The name of this machine."""
 # Made before the pool is forked, so that a worker knows the names of its children.
-_BOOT = f"{_HOST}.{os.urandom(4).hex()}"
+_BOOT = f"{HOST}.{os.urandom(4).hex()}"
 
 RENEWALS = 3
 """How often a lease is renewed before it would run out."""

@@ -792,9 +792,16 @@ def every(
 
 
 def without_secrets(url: str) -> str:
-    """*url* for people to read: without user, password and query."""
+    """*url* for people to read: without user, password and query.
+
+    Where it cannot be told what is a password, because one has an unquoted ``?`` in it or a query
+    has an ``@``, nothing but the scheme is shown.
+    """
     scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+    place, _, query = rest.partition("?")
+    if "@" in query or "#" in rest:
+        return f"{scheme}://..."
+    return f"{scheme}://{place.rpartition('@')[2]}"
 
 
 def _pauses() -> Iterator[float]:

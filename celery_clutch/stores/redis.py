@@ -861,13 +861,19 @@ def _check(url: str) -> None:
     Raises:
         ConfigurationError: without the credentials of *url*.
     """
+    place = without_secrets(url)
     try:
         kind, target, kwargs = _connection(url)
+    except ValueError as exc:
+        raise ConfigurationError(f"{place} is not the URL of a Redis: {exc}") from None
+    try:
         if kind != "sentinel":
             redis.ConnectionPool.from_url(target, **kwargs).make_connection()
     except (TypeError, ValueError, RedisError) as exc:
-        problem = f"{without_secrets(url)} is not the URL of a Redis: {exc}"
-        raise ConfigurationError(problem) from None
+        problem = str(exc)
+        if "@" in url or "password" in url:  # the text may have a piece of it
+            problem = "redis-py refuses its options. In a password & is written as %26, = as %3D"
+        raise ConfigurationError(f"{place} is not the URL of a Redis: {problem}") from None
 
 
 def _connect(url: str) -> Any:

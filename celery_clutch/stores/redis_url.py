@@ -24,6 +24,8 @@ def connection(url: str, major: int) -> tuple[str, Any, dict[str, Any]]:
         return "sentinel", *_sentinel(url)
     place = rest.partition("?")[0]
     parts = urlsplit(f"redis://{rest}")
+    if "@" in parts.path:
+        raise ValueError("a / in a password is written as %2F")
     query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     query.pop("decode_responses", None)  # what we read is bytes
     if scheme == "redis+socket":
@@ -63,6 +65,8 @@ def _sentinel(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
     service = ""
     for part in url.replace(",", ";").split(";"):
         split = urlsplit(part if "://" in part else f"sentinel://{part}")
+        if "@" in split.path:
+            raise ValueError("a / in a password is written as %2F")
         hosts.append((split.hostname or "localhost", _port(split) or 26379))
         path = split.path.strip("/")
         if path.isdecimal():

@@ -23,6 +23,7 @@ from click.testing import CliRunner
 
 from celery_clutch import signals
 from celery_clutch.extend import settings
+from celery_clutch.runtime.leases import HOST
 from celery_clutch.testing import embedded
 
 from .conftest import ROOT, Block
@@ -120,6 +121,7 @@ def timeless(text: str) -> str:
     """*text*, with one time for all times, and columns that are as wide as what is in them."""
     text = re.sub(r"\b\d\d:\d\d:\d\d\b", "00:00:00", text)
     text = re.sub(r"\b[\d.,]+ (?:ms|s)\b", "1 s", text)
+    text = text.replace(f"@{HOST}", "@worker-1")
     return re.sub(r"(?<=\S) {2,}", "  ", text)
 
 

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from celery_clutch import Clutch, State, parallel
+from celery_clutch.runtime.leases import HOST
 
 from .app import fail_unless, nests, value
 from .lab import MODULE, ROOT, Gate, Lab, until
@@ -21,6 +23,7 @@ def start(lab: Lab, *args: str) -> subprocess.Popen[str]:
         "CLUTCH_IT_CONF": json.dumps(lab.conf),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(":"),
         "PYTHONIOENCODING": "utf-8",
+        "COLUMNS": "80",
     }
     return subprocess.Popen(
         [sys.executable, "-m", "celery", "-A", MODULE, "clutch", *args],
@@ -30,6 +33,21 @@ def start(lab: Lab, *args: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         encoding="utf-8",
     )
+
+
+def complete(lab: Lab, words: str) -> str:
+    """What bash is told when it asks how to go on after *words*."""
+    environ = {
+        **os.environ,
+        "CLUTCH_IT_CONF": json.dumps(lab.conf),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(":"),
+        "_CELERY_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    celery = Path(sys.executable).with_name("celery")
+    done = subprocess.run([celery], env=environ, capture_output=True, text=True, timeout=90)
+    return done.stdout.replace("plain,", "")
 
 
 def clutch(lab: Lab, *args: str, code: int = 0) -> str:
@@ -87,6 +105,33 @@ def test_what_failed_is_seen_and_resumed(lab: Lab, tag: str) -> None:
     assert clutch(lab, "resume", run.id) == f"{run.id} resumed\n"
     run.get(timeout=60)
     assert run.state is State.SUCCEEDED
+
+
+def test_a_terminal_of_80_columns(lab: Lab, tag: str) -> None:
+    inner = Clutch(nests.s(value.s(4)), value.s(1), name=f"a long name of a run {tag}", tags=[tag])
+    run = inner.engage()
+    lab.finish(run)
+    for options in ([], ["--top"], ["--tag", tag]):
+        listed = clutch(lab, "ls", *options, "--limit", "20").splitlines()
+        assert max(map(len, listed)) <= 80
+        short = next(line.split()[0] for line in listed if run.id.startswith(line.split()[0]))
+        assert run.id[:8] in short
+    shown = clutch(lab, "show", short, "--args")
+    assert "─ nested " in shown
+    assert "0 it.value(4)" in shown
+    assert f"@{HOST}" in shown
+    assert "runs  " in clutch(lab, "stats")
+    assert clutch(lab, "failures", short) == "no job without a result has failed\n"
+    assert clutch(lab, "forget", "--tag", tag, "--dry-run").startswith(run.id)
+    assert clutch(lab, "forget", "--tag", tag, "--yes").endswith(f"{run.id} forgotten\n")
+
+
+def test_shells_complete(lab: Lab, tag: str) -> None:
+    run = Clutch(value.s(1), id=f"complete-{tag}").engage()
+    lab.finish(run)
+    words = f"celery -A {MODULE} clutch show complete-{tag[:3]}"
+    told = complete(lab, words)
+    assert run.id in told.split()
 
 
 def test_doctor_asks_the_workers(lab: Lab) -> None:

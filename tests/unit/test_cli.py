@@ -12,13 +12,16 @@ from typing import Any
 import orjson
 import pytest
 from celery.bin.base import CLIContext
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from celery_clutch import Clutch, ClutchResult, ClutchTask, State, parallel
 from celery_clutch.compile import canvas
 from celery_clutch.errors import ClutchFailed
 from celery_clutch.extend.plugins import runtime
+from celery_clutch.model.graph import TIMES
 from celery_clutch.operate import cli
+from celery_clutch.runtime.leases import HOST
 from celery_clutch.testing import embedded
 
 from .conftest import App
@@ -78,6 +81,16 @@ class Shop:
         assert result.exit_code == code, result.output
         return result
 
+    def table(self, *args: str) -> list[dict[str, str]]:
+        """What a command prints as a table, by the names of the columns."""
+        head, *rows = self.lines(*args)
+        names = head.split()
+        starts = [head.index(name) for name in names] + [None]
+        return [
+            {name: row[a:b].strip() for name, a, b in zip(names, starts, starts[1:], strict=False)}
+            for row in rows
+        ]
+
     def lines(self, *args: str, code: int = 0) -> list[str]:
         return self(*args, code=code).output.splitlines()
 
@@ -122,8 +135,8 @@ def test_ls(shop: Shop) -> None:
     shop.failed()
     head, bad, good = shop.lines("ls")
     assert head.split() == ["ID", "NAME", "STATE", "JOBS", "ENGAGED", "TOOK", "TAGS"]
-    assert bad.startswith("bad   shelf   FAILED     30 of 32 jobs, 1 dead  ")
-    assert good.startswith("good  sunset  SUCCEEDED  2 of 2 jobs ")
+    assert bad.startswith("bad   shelf   FAILED     30/32, 1 dead  ")
+    assert good.startswith("good  sunset  SUCCEEDED  2/2 ")
     assert good.endswith("eu big")
 
 
@@ -171,7 +184,176 @@ def test_ls_goes_through_all_pages(shop: Shop) -> None:
     assert len(shop.lines("ls", "--limit", "1000")) == 251
 
 
+def test_ls_fits_a_terminal(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        name = f"a name that is much too long for any terminal of the world {number}"
+        Clutch(name=name, tags=["one tag", "another tag"] * 5, app=shop.app).engage()
+    assert max(map(len, shop.lines("ls"))) > 200, "files and pipes take any width"
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = shop.lines("ls")
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= 80
+    assert all("SUCCEEDED" in line and "…" in line for line in lines[1:])
+
+
+def test_a_run_goes_by_the_start_of_its_id(shop: Shop) -> None:
+    ids = ["abcdefgh-1", "abcdefgh-2", "b" * 36, "c"]
+    for id in ids:
+        Clutch(shop.fetch.s(id), id=id, app=shop.app).engage().get(timeout=30)
+    short = [row["ID"] for row in shop.table("ls")]
+    assert short == ["c", "b" * 8, "abcdefgh-2", "abcdefgh-1"]
+    for name, id in zip(short, reversed(ids), strict=True):
+        assert shop.json("results", name) == [id]
+    assert shop.json("results", "b") == ["b" * 36]
+    assert "b" * 36 in shop("show", "bb").output
+    assert shop.lines("cancel", "bbb") == [f"{'b' * 36} has ended already"]
+    assert "RUNNING" not in shop("watch", "bbb").output
+    told = shop("show", "abc", code=1).output
+    assert "the ids of 2 runs start with 'abc': abcdefgh-2 (SUCCEEDED), abcdefgh-1" in told
+    assert shop.lines("forget", "--yes", "abcdefgh-1") == ["abcdefgh-1 forgotten"]
+    assert shop.json("results", "abc") == ["abcdefgh-2"], "now it is the only one"
+
+
+def test_the_id_of_a_run_goes_before_those_that_start_with_it(shop: Shop) -> None:
+    for id in ("day", "day-1"):
+        Clutch(shop.fetch.s(id), id=id, app=shop.app).engage().get(timeout=30)
+    assert shop.json("results", "day") == ["day"]
+
+
+def test_shells_complete_ids(shop: Shop) -> None:
+    shop.succeeded("one-1")
+    shop.succeeded("one-2")
+    obj = CLIContext(shop.app, no_color=True, workdir=None)
+    shell = ShellComplete(cli.clutch, {"obj": obj}, "clutch", "_CLUTCH_COMPLETE")
+    found = [item.value for item in shell.get_completions(["show"], "one")]
+    assert sorted(found) == ["one-1", "one-2"]
+    assert [item.value for item in shell.get_completions(["ls", "--state"], "f")] == ["failed"]
+
+
+def test_nested_runs_are_listed_with_the_run_around_them(shop: Shop) -> None:
+    shop.go_on.set()
+    Clutch(shop.publish, id="outer", app=shop.app).engage().get(timeout=30)
+    rows = {row["ID"]: row.get("PARENT", "") for row in shop.table("ls")}
+    assert rows == {"inner": "outer", "outer": ""}
+    assert [row["ID"] for row in shop.table("ls", "--top")] == ["outer"]
+    found = [orjson.loads(line) for line in shop.lines("ls", "--json")]
+    assert {each["id"]: each["parent"] for each in found} == {"inner": "outer", "outer": None}
+
+
 # --- show ---------------------------------------------------------------------------------------
+
+
+def test_nested_runs_stay_when_they_have_ended(shop: Shop) -> None:
+    shop.go_on.set()
+    Clutch(shop.publish, id="outer", app=shop.app).engage().get(timeout=30)
+    _, publish, nested, wait = shop.lines("show", "outer")
+    assert publish.startswith("└─ ✓ 0 shop.publish")
+    assert nested.startswith("   └─ nested letters inner  SUCCEEDED  1 of 1 jobs")
+    assert wait.startswith("      └─ ✓ 0 shop.wait")
+    drawn = shop("graph", "outer").output
+    assert 'subgraph n0["0 shop.publish' in drawn
+    assert 'subgraph n0_0["nested letters inner' in drawn
+    assert 'n0_0_0["0 shop.wait"]:::done' in drawn
+    for form in ("dot", "text", "html"):
+        assert "0 shop.wait" in shop("graph", "outer", "--format", form).output
+
+
+def test_show_arguments(shop: Shop) -> None:
+    wide = {"photo": "p" * 100}
+    Clutch(shop.fetch.s(1), shop.fetch.s(**wide), id="args", app=shop.app).engage().get(timeout=30)
+    assert "shop.fetch(" not in shop("show", "args").output
+    _, first, second = shop.lines("show", "args", "--args")
+    assert "0 shop.fetch(1)" in first
+    assert f"1 shop.fetch(photo='{'p' * 52}…)" in second
+    nodes = shop.json("show", "args", "--args", "--json")["nodes"]
+    assert [node["arguments"] for node in nodes] == ["1", f"photo='{'p' * 100}'"]
+    assert "arguments" not in shop.json("show", "args", "--json")["nodes"][0]
+
+
+def test_show_when_the_next_attempt_is_due(shop: Shop) -> None:
+    @shop.app.task(name="shop.later", bind=True)
+    def later(job: ClutchTask) -> None:
+        raise job.retry(exc=OSError("not yet"), countdown=3600)
+
+    run = Clutch(later, id="later", app=shop.app).engage()
+    until(lambda: run.status().failing, 30)
+    (_, line) = shop.lines("show", "later")
+    assert "OSError: not yet (attempt 1; it is retried)  next attempt in " in line
+    assert shop.json("show", "later", "--json")["nodes"][0]["retry_at"] > run.status().created_at
+    run.cancel()
+
+
+# --- failures and stats --------------------------------------------------------------------------
+
+
+def test_failures_that_are_alike_are_shown_together(shop: Shop) -> None:
+    @shop.app.task(name="shop.pick")
+    def pick(number: int) -> None:
+        raise KeyError(f"shelf {number}") if number < 5 else OSError("closed")
+
+    wide = parallel(pick.s(number) for number in range(7))
+    run = Clutch(wide, id="many", app=shop.app).engage()
+    until(lambda: run.status().dead == 7, 30)
+    first, places, second, others = shop.lines("failures", "many")
+    assert first == f"5 {TIMES} shop.pick  KeyError: 'shelf 0'"
+    assert places == "    5 dead, 0 retried: 0.0, 0.1, 0.2 and 2 more"
+    assert second == f"2 {TIMES} shop.pick  OSError: closed"
+    assert others == "    2 dead, 0 retried: 0.5, 0.6"
+    found = shop.json("failures", "many", "--json")
+    assert [(each["count"], each["dead"]) for each in found] == [(5, 5), (2, 2)]
+    assert shop.lines("failures", "many", "--limit", "1")[2:] == ["… and 1 other kinds"]
+    shop.succeeded()
+    assert shop.lines("failures", "good") == ["no job without a result has failed"]
+
+
+def test_stats(shop: Shop) -> None:
+    assert shop.lines("stats")[0] == "runs  none"
+    shop.succeeded()
+    shop.failed()
+    shop.waiting()
+    runs, jobs, hour, oldest, quiet, _, head, *tasks = shop.lines("stats")
+    assert runs == "runs  1 FAILED, 1 RUNNING, 1 SUCCEEDED"
+    assert jobs == "jobs  32 of 35, 0 failing, 1 dead"
+    assert hour == "in the last hour 2 runs have ended, 32 jobs done"
+    assert oldest.startswith("running for longest: slow, for ")
+    assert quiet.startswith("quiet for longest: slow, for ")
+    assert head.split() == ["TASK", "JOBS", "P50", "P95", "MOST"]
+    assert {line.split()[0]: line.split()[1] for line in tasks} == {
+        "shop.fetch": "31",
+        "shop.scan": "1",
+    }
+    found = shop.json("stats", "--json")
+    assert found["states"] == {"FAILED": 1, "RUNNING": 1, "SUCCEEDED": 1}
+    assert 0 <= found["tasks"]["shop.fetch"]["p50"] <= found["tasks"]["shop.fetch"]["most"]
+
+
+# --- what others have written --------------------------------------------------------------------
+
+NASTY = "a\x1b[31mred\x9b31m\u202edesrever\u2066\x7f\r\nnext"
+
+
+def test_no_command_reaches_the_terminal(shop: Shop) -> None:
+    @shop.app.task(name="shop.nasty", bind=True)
+    def nasty(job: ClutchTask) -> Any:
+        job.data["key"] = NASTY
+        return {NASTY: [NASTY]}
+
+    @shop.app.task(name="shop.angry")
+    def angry(text: str) -> None:
+        raise OSError(text)
+
+    run = Clutch(nasty, angry.s(NASTY), id="nasty", app=shop.app).engage()
+    until(lambda: run.status().dead, 30)
+    commands = ["show nasty --traceback --args", "results nasty 0", "data nasty", "failures nasty"]
+    commands += ["show nasty --json", "failures nasty --json", "ls", "stats", "graph nasty"]
+    commands += ["graph nasty --format html", "graph nasty --format text", "results nasty"]
+    for command in commands:
+        told = CliRunner().invoke(
+            cli.clutch, command.split(), obj=CLIContext(shop.app, no_color=True, workdir=None)
+        )
+        commanding = [char for char in told.output if char != "\n" and not char.isprintable()]
+        assert not commanding, command
+    assert shop.json("results", "nasty", "0") == {NASTY: [NASTY]}, "JSON means the same"
 
 
 def test_show(shop: Shop) -> None:
@@ -180,7 +362,7 @@ def test_show(shop: Shop) -> None:
     assert head.startswith("sunset good  SUCCEEDED  2 of 2 jobs  took ")
     assert fetch.startswith("├─ ✓ 0 shop.fetch  ")
     assert scan.startswith("└─ ✓ 1 shop.scan  ")
-    assert scan.endswith("  attempt 2")
+    assert scan.endswith(f"  @{HOST}  attempt 2")
 
 
 def test_show_a_failed_run(shop: Shop) -> None:
@@ -343,7 +525,11 @@ def test_graph_of_a_run(shop: Shop) -> None:
     drawn = shop("graph", "bad").output
     assert 'n0_30["0.30 shop.store"]:::dead' in drawn
     assert shop("graph", "bad", "--format", "dot").output.startswith("digraph")
-    assert shop("graph", "bad", "--format", "html").output.startswith("<div")
+    page = shop("graph", "bad", "--format", "html").output
+    assert page.startswith("<!doctype html>")
+    assert "http" not in page, "nothing comes from elsewhere"
+    assert "0.29" not in page
+    assert "0.29 shop.fetch" in shop("graph", "bad", "--format", "html", "--all").output
     text = shop.lines("graph", "bad", "--format", "text")
     assert text[0].startswith("shelf bad  FAILED")
     assert len(text) == 5
@@ -436,12 +622,31 @@ def test_what_is_missing_does_not_keep_the_rest_from_being_done(shop: Shop) -> N
 
 def test_forget_asks(shop: Shop) -> None:
     shop.succeeded()
-    assert "Delete good" in shop("forget", "good", said="n\n", code=1).output
+    assert "Forget good" in shop("forget", "good", said="n\n", code=1).output
     assert shop.lines("ls")[1:]
     shop("forget", "good", said="y\n")
     assert shop.lines("ls")[1:] == []
     shop.succeeded()
     assert shop.lines("forget", "good", "--yes") == ["good forgotten"]
+
+
+def test_what_filters_choose_is_shown_and_confirmed(shop: Shop) -> None:
+    shop.failed()
+    shop.succeeded(tags=["x"])
+    shop.waiting(id="slow")
+    shop.full = False
+    chosen = "bad  shelf  FAILED  30 of 32 jobs, 1 dead"
+    assert shop.lines("resume", "--newer", "2h", "--dry-run") == [chosen]
+    asked = shop("resume", "--state", "failed", said="n\n", code=1).output.splitlines()
+    assert asked == [chosen, "Resume bad? [y/N]: n", "Aborted!"]
+    assert shop.lines("resume", "--name", "shelf", "--yes") == [chosen, "bad resumed"]
+    assert shop.lines("cancel", "--older", "1h", "--yes") == ["no run to cancel"]
+    assert shop.lines("cancel", "--name", "slow one", "--yes")[-1] == "slow cancelled"
+    assert shop.lines("forget", "--tag", "x", "--dry-run")[-1].startswith("good  sunset  SUCCEEDED")
+    assert shop.lines("forget", "--tag", "x", "--yes")[-1] == "good forgotten"
+    assert "give either" in shop("cancel", code=2).output
+    assert "give either" in shop("cancel", "slow", "--tag", "x", code=2).output
+    shop.go_on.set()
 
 
 def test_prune_and_migrate_where_there_is_nothing_to_do(shop: Shop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,11 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_clutch.errors import StoreUnavailable
+from celery_clutch.errors import ClutchError, StoreUnavailable
+from celery_clutch.extend.plugins import forget_runtime, runtime
 from celery_clutch.model.status import State
-from celery_clutch.stores.base import Due, Lease, Missing, ResultStore, listed
+from celery_clutch.stores.base import Due, Lease, Missing, ResultStore, listed, without_secrets
 from celery_clutch.stores.memory import MemoryStore
 from celery_clutch.testing import StoreContract
+
+from .conftest import make_app
 
 
 class Inherits(MemoryStore):
@@ -167,3 +171,43 @@ def test_listed_goes_through_all_pages() -> None:
     running = {each.run for each in listed(store, 2, state=State.RUNNING)}
     assert running == {"r1", "r3", "r5"}
     assert list(listed(MemoryStore())) == []
+
+
+PIECES = ("Zq1x", "Yv2w", "Xk3u")
+separators = st.sampled_from(
+    ["/", "@", "?", "#", ":", "%", "%2F", "%40", " ", "[", "]", "&", "=", ""]
+)
+urls = st.sampled_from(
+    [
+        "redis://user:{}@localhost:1/0",
+        "redis://:{}@localhost:1/0",
+        "rediss://:{}@localhost/0",
+        "redis://localhost:1/0?password={}",
+        "redis+socket://:{}@/no/such/socket?virtual_host=1",
+        "sentinel://:{}@localhost:1;localhost:2/service",
+        "redis+cluster://:{}@localhost:1",
+        "redis://user:{}@",
+        "redis://:{}@localhost:notaport/0",
+        "redis://:{}@localhost/0?no_such_option=1",
+    ]
+)
+
+
+@given(urls, separators, separators)
+def test_no_piece_of_a_password_is_shown(form: str, one: str, other: str) -> None:
+    pytest.importorskip("redis")
+    password = PIECES[0] + one + PIECES[1] + other + PIECES[2]
+    url = form.format(password)
+    shown = [without_secrets(url)]
+    app = make_app()
+    app.conf.clutch_store = url
+    try:
+        store = runtime(app).store
+        shown.append(repr(store))
+        store.peek("r")
+    except ClutchError as exc:
+        shown.append("".join(traceback.format_exception(exc)))
+    finally:
+        forget_runtime(app)
+    for text in shown:
+        assert not [piece for piece in PIECES if piece in text], text

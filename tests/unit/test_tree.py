@@ -127,9 +127,10 @@ def test_lines() -> None:
         " photos run-1  RUNNING  1 of 5 jobs, 1 failing, 1 dead",
         "  ✓ 0 fetch  0.2 s  attempt 2",
         "  ! 1 parallel  1 waiting, 1 running, 1 failing",
-        "    ▸ 1.0 resize  running for 1 min 30 s",
+        "    ▸ 1.0 resize  running for 1 min 30 s  @owner",
         "    ! 1.1 series  1 waiting, 1 failing",
-        "      ! 1.1.0 scan  running for 0 ms  attempt 2  OSError: first (attempt 1; it is retried)",
+        "      ! 1.1.0 scan  running for 0 ms  @owner  attempt 2  "
+        "OSError: first (attempt 1; it is retried)",
         "      · 1.1.1 report",
         "  ✗ 2 archive  attempt 3  OSError: \\x1b[31mred",
         "  ✗ page 7  OSError: no",
@@ -147,7 +148,7 @@ def test_a_wide_parallel_shows_what_is_in_trouble_or_running() -> None:
         f"! 0 parallel {graph.TIMES} 3,000  2,990 done, 7 waiting, 1 running, 2 failing",
         "! 0.2995 a  OSError: no (attempt 1; it is retried)",
         "! 0.2996 a  OSError: no (attempt 1; it is retried)",
-        "▸ 0.2991 a  running for 0 ms",
+        "▸ 0.2991 a  running for 0 ms  @owner",
         "… and 2,997 more",
     ]
     assert len(shown(tree.lines(found, NOW, wide=3000))) == 3002

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from celery_clutch import ResultStore, hookimpl
@@ -20,12 +21,16 @@ def open_store(url: str, options: StoreOptions = StoreOptions()) -> ResultStore:
     Raises:
         ConfigurationError: Django is not set up, or has no such database, or not this app.
     """
+    import django
     from django.apps import apps
     from django.core.exceptions import AppRegistryNotReady, ImproperlyConfigured
     from django.db import connections
 
     alias = url.partition("://")[2].partition("?")[0].strip("/") or "default"
     try:
+        # Celery sets Django up for its workers only (5.3 to 5.7), not for its other commands.
+        if "DJANGO_SETTINGS_MODULE" in os.environ and not (apps.models_ready or apps.loading):
+            django.setup()
         apps.check_models_ready()
         known = list(connections)
     except (AppRegistryNotReady, ImproperlyConfigured) as exc:

@@ -46,22 +46,14 @@ def broker(missing: Callable[[str, object], NoReturn]) -> Iterator[str]:
 
 
 @pytest.fixture
-def worker(alias: str, broker: str, tmp_path: Path) -> Iterator[Any]:
-    """A worker of project.py; its Celery app here, on the same broker and database.
-
-    Processes share no connection that was opened before the fork, threads none at all.
-    """
-    import project
-
-    app = project.app
-    app.conf.update(broker_url=broker, result_backend=broker, clutch_store=f"django://{alias}")
-    forget_runtime(app)
+def environment(alias: str, broker: str) -> dict[str, str]:
+    """What processes of project.py are told."""
     known = {"NAME", "ENGINE", "HOST", "PORT", "USER", "PASSWORD", "OPTIONS", "CONN_MAX_AGE"}
     databases = {
         name: {key: value for key, value in connections.settings[name].items() if key in known}
         for name in {"default", alias}
     }
-    environment = {
+    return {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "project",
         "CLUTCH_TEST_DATABASES": json.dumps(databases),
@@ -71,6 +63,19 @@ def worker(alias: str, broker: str, tmp_path: Path) -> Iterator[Any]:
             (str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
         ),
     }
+
+
+@pytest.fixture
+def worker(alias: str, broker: str, environment: dict[str, str], tmp_path: Path) -> Iterator[Any]:
+    """A worker of project.py; its Celery app here, on the same broker and database.
+
+    Processes share no connection that was opened before the fork, threads none at all.
+    """
+    import project
+
+    app = project.app
+    app.conf.update(broker_url=broker, result_backend=broker, clutch_store=f"django://{alias}")
+    forget_runtime(app)
     log = tmp_path / "worker.log"
     pools = {"postgres": "prefork", "default": "threads"}
     pool = ["--pool", pools[alias], "--concurrency", "2", "--loglevel", "INFO"]
@@ -133,3 +138,27 @@ def test_what_the_admin_resumes_runs(worker: Any, alias: str) -> None:
         client.post("/admin/celery_clutch_django/run/", data)
     assert [run.get(timeout=WAIT) for run in runs] == [[n] for n in range(20)]
     assert {run.status().generation for run in runs} == {1}
+
+
+def test_the_command_line_sets_django_up(worker: Any, environment: dict[str, str]) -> None:
+    from project import number
+
+    run = series(number.s(7)).engage()
+    assert run.get(timeout=WAIT) == [7]
+    wanted = {
+        "ls": run.id[:8],
+        f"show {run.id[:12]}": "project.number",
+        f"results {run.id[:12]}": "7",
+        "stats": "project.number",
+        "doctor": "task_cls is a ClutchTask",
+    }
+    for command, said in wanted.items():
+        done = subprocess.run(
+            [sys.executable, "-m", "celery", "-A", "project", "clutch", *command.split()],
+            env={**environment, "COLUMNS": "80"},
+            capture_output=True,
+            text=True,
+            timeout=WAIT,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert said in done.stdout

@@ -1,0 +1,9 @@
+"""``celery -A proj clutch ...``: the operator's command line.
+
+Exit codes: 0 for success, 1 for trouble (said in one line on stderr), 2 for wrong usage.
+"""
+
+from . import looking, steering, watching
+from .base import clutch
+
+__all__ = ["clutch", "looking", "steering", "watching"]

@@ -1,0 +1,312 @@
+"""What the commands have in common: the group, ids and filters, and the one way to print."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
+from itertools import takewhile
+from typing import Any, NoReturn
+
+import click
+import orjson
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from ...compile import record
+from ...errors import ClutchError, RunNotFound
+from ...extend.plugins import runtime
+from ...handle import tree
+from ...handle.result import ClutchResult
+from ...model import graph
+from ...model.status import State
+from ...stores.base import ResultStore, Summary, listed
+
+COLOURS = {
+    "done": "green",
+    "running": "blue",
+    "failing": "yellow",
+    "dead": "red",
+    "SUCCEEDED": "green",
+    "FAILED": "red",
+    "CANCELLED": "yellow",
+    "ok": "green",
+    "warning": "yellow",
+    "problem": "red",
+}
+SHORT = 8
+"""Characters that are left of an id at least."""
+CANDIDATES = 10
+"""Runs that are named where an id stands for several."""
+
+
+class Group(click.Group):
+    """Trouble that is to be expected is told in one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ClutchError, OperationalError) as exc:
+            fail(str(exc) or repr(exc))
+
+
+@click.group(cls=Group)
+def clutch(**_: Any) -> None:  # Celery gives every plugin the app's own preload options
+    """Look at runs of clutches and steer them."""
+
+
+# --- printing -----------------------------------------------------------------------------------
+
+
+def say(*parts: str | tuple[str, str], plain: bool = True, err: bool = False) -> None:
+    """Print a line.
+
+    Everything for a terminal comes through here: what is in runs, names, messages and results may
+    have been chosen by somebody who wants to command it.
+
+    Args:
+        parts: text, or text and the state whose colour it has.
+        plain: without colours.
+        err: on stderr.
+    """
+    click.echo(line_of(parts, plain=plain), err=err)
+
+
+def line_of(parts: Iterable[str | tuple[str, str]], *, plain: bool) -> str:
+    """The line that `say` prints."""
+    shown: list[str] = []
+    for part in parts:
+        text, state = part if isinstance(part, tuple) else (part, "")
+        text = graph.printable(text)
+        shown.append(text if plain or not state else click.style(text, fg=COLOURS.get(state)))
+    return "".join(shown).rstrip()
+
+
+# Controls of C1 and DEL, what turns the direction of text, and what separates lines: JSON may have
+# them as they are.
+_COMMANDS = re.compile(
+    "[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+
+
+def say_json(value: Any, *, line: bool = False) -> None:
+    """Print *value* as JSON; with *line* in one line."""
+    option = 0 if line else orjson.OPT_INDENT_2
+    text = orjson.dumps(value, option=option).decode()
+    click.echo(_COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def say_text(text: str) -> None:
+    """Print a text of several lines that was made to be read by programs."""
+    click.echo(_COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def fail(message: str) -> NoReturn:
+    """End the command with 1, and say why in one line."""
+    raise click.ClickException(graph.printable(message))
+
+
+def table(
+    rows: Sequence[Sequence[str]], width: int | None, elastic: Sequence[int]
+) -> list[list[str]]:
+    """The cells of *rows* in columns, the columns *elastic* cut where a line had more than *width*
+    characters."""
+    cells = [[graph.printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    over = sum(widths) + 2 * (len(widths) - 1) - (width or sys.maxsize)
+    for column in elastic:
+        spare = max(min(over, widths[column] - 4), 0)
+        widths[column] -= spare
+        over -= spare
+    return [[_fitted(cell, w) for cell, w in zip(row, widths, strict=True)] for row in cells]
+
+
+def _fitted(cell: str, width: int) -> str:
+    if len(cell) > width:
+        cell = cell[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return cell.ljust(width)
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+def store_of(obj: Any) -> ResultStore:
+    """The store of the app."""
+    return runtime(obj.app).store
+
+
+def resolve(store: ResultStore, text: str) -> str:
+    """The id of the run that *text* is, or is the start of.
+
+    Raises:
+        RunNotFound: there is none.
+        click.ClickException: there are several.
+    """
+    if store.peek(text) is not None:
+        return text
+    found = [run for run in listed(store) if run.run.startswith(text)] if text else []
+    if not found:
+        raise RunNotFound(
+            f"there is no run {text!r} in {store!r}, and none whose id starts so: it was never "
+            "engaged, was forgotten, or has expired (clutch_ttl, clutch_result_ttl)"
+        )
+    if len(found) > 1:
+        several = ", ".join(f"{run.run} ({run.state})" for run in found[:CANDIDATES])
+        more = f" and {len(found) - CANDIDATES} more" if len(found) > CANDIDATES else ""
+        fail(f"the ids of {len(found)} runs start with {text!r}: {several}{more}")
+    return found[0].run
+
+
+def shortened(runs: Iterable[str]) -> dict[str, str]:
+    """The shortest start of each id that none of the others has, of `SHORT` characters at least."""
+    ordered = sorted(runs)
+    short: dict[str, str] = {}
+    for index, run in enumerate(ordered):
+        near = ordered[max(index - 1, 0) : index] + ordered[index + 1 : index + 2]
+        length = max([SHORT, *(_shared(run, other) + 1 for other in near)])
+        short[run] = run[:length]
+    return short
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters two ids have in common at their start."""
+    count = 0
+    for mine, theirs in zip(one, other, strict=False):
+        if mine != theirs:
+            break
+        count += 1
+    return count
+
+
+def run_of(obj: Any, id: str) -> ClutchResult:
+    """The handle of the run that *id* is, or is the start of."""
+    return ClutchResult(resolve(store_of(obj), id), obj.app)
+
+
+def tree_of(app: Celery, id: str) -> tree.Tree:
+    """The run as a tree; the runs that were nested in its jobs inside."""
+    store, run = runtime(app).store, ClutchResult(id, app)
+    root, found = run.plan(), store.read(id)
+    if found is None:
+        raise RunNotFound(f"the run {id!r} has just gone")
+    executions = store.executions(id)
+    inside = dict(record.held_runs(found))
+    for address, execution in executions.items():
+        if known := record.nested(execution.info):
+            inside[address] = tuple(known)
+    nested = {
+        address: [tree_of(app, each) for each in runs if store.peek(each)]
+        for address, runs in inside.items()
+    }
+    return tree.build(root, found, executions, nested)
+
+
+def summary_of(store: ResultStore, id: str) -> Summary:
+    """A run as in a listing."""
+    found = store.patiently(store.read, id)
+    if found is None:
+        raise RunNotFound(f"there is no run {id!r} in {store!r}")
+    meta = record.Meta.loads(found.meta)
+    counts = meta.jobs, found.done, found.failing, found.dead
+    times = found.created_at, found.updated_at, found.ended_at
+    return Summary(id, meta.name, meta.tags, found.state, *counts, *times, len(found.due))
+
+
+# --- filters ------------------------------------------------------------------------------------
+
+
+class Age(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic in click 8.4
+    """``90``, ``90s``, ``30m``, ``2h``, ``3d``, ``1w``: seconds."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw]?)", str(value))
+        if not found:
+            self.fail(f"{value!r} is not an age such as 45s, 30m, 2h, 3d or 1w", param, ctx)
+        unit = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[found[2]]
+        return float(found[1]) * unit
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which runs a command is about."""
+
+    state: State | None = None
+    tag: str | None = None
+    name: str | None = None
+    older: float | None = None
+    newer: float | None = None
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, field.name) is not None for field in fields(self))
+
+    def runs(self, store: ResultStore) -> Iterator[Summary]:
+        """Those of *store*, the newest first."""
+        now = time.time()
+        runs = listed(store, state=self.state, tag=self.tag, name=self.name)
+        newer, older = self.newer, self.older
+        if newer is not None:
+            runs = takewhile(lambda run: now - run.created_at <= newer, runs)
+        if older is not None:
+            runs = filter(lambda run: now - run.created_at >= older, runs)
+        return runs
+
+
+_FILTERS = (
+    click.option("--state", type=click.Choice([*map(str, State)], case_sensitive=False)),
+    click.option("--tag", help="Only runs with this tag."),
+    click.option("--name", help="Only runs of this name."),
+    click.option("--older", type=Age(), metavar="AGE", help="Engaged longer ago, such as 2h."),
+    click.option("--newer", type=Age(), metavar="AGE", help="Engaged since, such as 30m."),
+)
+
+
+def filtered(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of `Filters`, as its argument ``filters``."""
+
+    @wraps(command)
+    def call(
+        *args: Any,
+        state: str | None,
+        tag: str | None,
+        name: str | None,
+        older: float | None,
+        newer: float | None,
+        **kwargs: Any,
+    ) -> Any:
+        wanted = State(state.upper()) if state else None
+        return command(*args, filters=Filters(wanted, tag, name, older, newer), **kwargs)
+
+    for option in reversed(_FILTERS):
+        call = option(call)
+    return call
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+
+def complete_ids(ctx: click.Context, param: Any, incomplete: str) -> list[str]:
+    """The ids of runs that start with what was typed, for completion in shells."""
+    try:
+        app = ctx.find_root().params.get("app") or getattr(ctx.find_root().obj, "app", None)
+        if isinstance(app, str):
+            from celery.bin.celery import find_app
+
+            app = find_app(app)
+        runs = listed(runtime(app).store)
+        found = [run.run for run in runs if run.run.startswith(incomplete)]
+        return found[:100]
+    except Exception:  # a shell that completes shows nothing else
+        return []
+
+
+ids_argument = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=complete_ids)
+id_argument = click.argument("id", shell_complete=complete_ids)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+every_option = click.option(
+    "--all", "everything", is_flag=True, help="Show every branch of wide steps."
+)

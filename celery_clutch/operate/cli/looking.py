@@ -1,0 +1,344 @@
+"""Commands that look at runs, and change nothing."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+import click
+from celery.utils.imports import import_from_cwd
+
+from ...compile import record
+from ...handle import tree
+from ...model import graph, plan
+from ...model.status import Failure, isoformat
+from ...stores.base import ResultStore, Summary
+from .. import doctor, statistics
+from .base import (
+    Filters,
+    clutch,
+    every_option,
+    fail,
+    filtered,
+    id_argument,
+    json_option,
+    resolve,
+    run_of,
+    say,
+    say_json,
+    say_text,
+    shortened,
+    store_of,
+    table,
+    tree_of,
+)
+
+_EVERYTHING = 10**9
+
+
+@clutch.command()
+@filtered
+@click.option("--top", is_flag=True, help="Only runs that are nested in no other.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.pass_obj
+def ls(obj: Any, /, filters: Filters, top: bool, limit: int, as_json: bool) -> None:
+    """List runs, the newest first.
+
+    Ids are shortened; every command takes the start of an id that no other run has.
+    """
+    store, now = store_of(obj), time.time()
+    parents: dict[str, str] = {}
+    runs: list[Summary] = []
+    for run in filters.runs(store):
+        parent = _parent(store, run.run)
+        if top and parent:
+            continue
+        parents[run.run] = parent
+        runs.append(run)
+        if len(runs) == limit:
+            break
+    if as_json:
+        for run in runs:
+            say_json({**_summary(run), "parent": parents[run.run] or None}, line=True)
+        return
+    _list(obj, runs, parents, now)
+
+
+def _list(obj: Any, runs: Sequence[Summary], parents: dict[str, str], now: float) -> None:
+    """Print a table that fits the terminal."""
+    short = shortened({*parents, *filter(None, parents.values())})
+    head = ["ID", "NAME", "STATE", "JOBS", "ENGAGED", "TOOK", "PARENT", "TAGS"]
+    rows = [head]
+    for run in runs:
+        age, took = now - run.created_at, (run.ended_at or now) - run.created_at
+        times = f"{tree.duration(max(age, 0))} ago", tree.duration(max(took, 0))
+        parent = short.get(parents[run.run], "")
+        names = short[run.run], run.name or "", run.state.value, tree.brief(run)
+        rows.append([*names, *times, parent, " ".join(run.tags)])
+    for name in ("TAGS", "PARENT"):  # columns of nothing take no room
+        column = head.index(name)
+        if not any(row[column] for row in rows[1:]) and name == "PARENT":
+            rows = [[*row[:column], *row[column + 1 :]] for row in rows]
+            head = rows[0]
+    elastic = [head.index("TAGS"), head.index("NAME"), head.index("JOBS"), head.index("ID")]
+    for row, cells in zip(rows, table(rows, _width(), elastic), strict=True):
+        parts: list[str | tuple[str, str]] = []
+        for index, cell in enumerate(cells):
+            gap = "  " if index else ""
+            parts += [gap, (cell, row[index]) if head[index] == "STATE" else cell]
+        say(*parts, plain=obj.no_color)
+
+
+def _width() -> int | None:
+    """How many characters a line may have: pipes and files take any."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
+        return shutil.get_terminal_size().columns
+    return None
+
+
+def _parent(store: ResultStore, id: str) -> str:
+    """The run that a run is nested in, or ""."""
+    outline = store.outline(id)
+    parent = record.Meta.loads(outline[1]).parent if outline else None
+    return str(parent.header["run"]) if parent else ""
+
+
+def _summary(run: Summary) -> dict[str, Any]:
+    """With the names of `Status`."""
+    found = asdict(run)
+    del found["due"]
+    for name in ("created_at", "updated_at", "ended_at"):
+        found[name] = found[name] and isoformat(found[name])
+    return {"id": found.pop("run"), "total": found.pop("jobs"), **found}
+
+
+@clutch.command()
+@id_argument
+@every_option
+@click.option("--args", "arguments", is_flag=True, help="Show the arguments of each job.")
+@click.option("--traceback", is_flag=True, help="Show the traceback of each failure.")
+@json_option
+@click.pass_obj
+def show(
+    obj: Any, id: str, everything: bool, arguments: bool, traceback: bool, as_json: bool
+) -> None:
+    """Show a run: its steps, and the state, host, timing and failure of every job.
+
+    Of a parallel step wider than 10 branches those are shown that are in trouble, or running.
+    """
+    found = tree_of(obj.app, resolve(store_of(obj), id))
+    if as_json:
+        say_json(found.to_dict(arguments=arguments))
+        return
+    wide = _EVERYTHING if everything else graph.WIDE
+    options = {"traceback": traceback, "arguments": arguments}
+    top = tree.lines(found, time.time(), wide=wide, **options)
+    for parts in drawn(top):
+        say(*parts, plain=obj.no_color)
+
+
+def drawn(top: tree.Line) -> Iterator[list[str | tuple[str, str]]]:
+    """The lines of a tree, each as what `say` takes."""
+    yield [top.text]
+    for prefix, line in graph.outline(top.below, lambda line: line.below):
+        if line.state:
+            yield [prefix, (tree.MARKS[line.state], line.state), f" {line.text}"]
+        else:
+            yield [prefix, line.text]
+        inside = prefix[:-3] + ("│  " if prefix.endswith("├─ ") else "   ")
+        for each in line.more.splitlines():
+            yield [f"{inside}  {each}"]
+
+
+@clutch.command()
+@id_argument
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@json_option
+@click.pass_obj
+def failures(obj: Any, id: str, limit: int, as_json: bool) -> None:
+    """Show what fails in a run: failures of jobs without a result that are alike together.
+
+    Alike are those of one task with the same exception and message, numbers aside.
+    """
+    run = run_of(obj, id)
+    groups = statistics.alike(record.failures(run.record()))
+    if as_json:
+        say_json([group.to_dict() for group in groups[:limit]])
+        return
+    if not groups:
+        say("no job without a result has failed")
+    for group in groups[:limit]:
+        kind = "dead" if group.dead else "failing"
+        say(
+            (f"{group.count:,} {graph.TIMES}", kind),
+            f" {group.task}  {_said(group.example)}",
+            plain=obj.no_color,
+        )
+        places = ", ".join(group.addresses)
+        more = f" and {group.count - len(group.addresses):,} more" if group.more else ""
+        say(f"    {group.dead:,} dead, {group.count - group.dead:,} retried: {places}{more}")
+    if len(groups) > limit:
+        say(f"… and {len(groups) - limit:,} other kinds")
+
+
+def _said(failure: Failure) -> str:
+    return f"{failure.exception}: {failure.message.strip().partition(chr(10))[0]}"
+
+
+@clutch.command()
+@click.option(
+    "--runs",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    help="Look at the newest so many runs.",
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(0),
+    default=50,
+    show_default=True,
+    help="Look at the jobs of so many of them.",
+)
+@json_option
+@click.pass_obj
+def stats(obj: Any, runs: int, sample: int, as_json: bool) -> None:
+    """Show how runs are doing: by state, what they get done, tasks, and who waits longest."""
+    store, now = store_of(obj), time.time()
+    summaries = list(islice(Filters().runs(store), runs))
+    overview = statistics.overview(summaries, now)
+    tasks = statistics.Tasks()
+    for run in summaries[:sample]:
+        if tasks.jobs >= statistics.ENOUGH:
+            break
+        tasks.add(_executions(obj, run))
+    if as_json:
+        say_json({**overview.to_dict(), "tasks": tasks.to_dict()})
+        return
+    for text in overview.lines():
+        say(text)
+    rows = [["TASK", "JOBS", "P50", "P95", "MOST"], *tasks.rows()]
+    if len(rows) > 1:
+        say("")
+        for cells in table(rows, _width(), [0]):
+            say("  ".join(cells))
+
+
+def _executions(obj: Any, run: Summary) -> Iterator[tuple[str, float]]:
+    """The task of each job of a run that has a result, and how long that took."""
+    if run.jobs > statistics.ENOUGH:
+        return  # a plan so large is not read for a look
+    for node in tree_of(obj.app, run.run).walk():
+        seconds = node.timing()[2]
+        if node.kind == "job" and seconds is not None:
+            yield node.task, seconds
+
+
+@clutch.command()
+@id_argument
+@click.argument("address", required=False)
+@click.pass_obj
+def results(obj: Any, id: str, address: str | None) -> None:
+    """Print the result at an ADDRESS as JSON; without one, those of the last step."""
+    try:
+        say_json(run_of(obj, id).results(address))
+    except LookupError as exc:
+        fail(str(exc))
+
+
+@clutch.command()
+@id_argument
+@click.pass_obj
+def data(obj: Any, id: str) -> None:
+    """Print the data that the jobs of a run share, as JSON."""
+    say_json(run_of(obj, id).data())
+
+
+@clutch.command("graph")
+@click.argument("target", metavar="ID|MODULE:CLUTCH")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["mermaid", "dot", "text", "html"]),
+    default="mermaid",
+    show_default=True,
+)
+@every_option
+@click.pass_obj
+def graph_(obj: Any, target: str, form: str, everything: bool) -> None:
+    """Draw a run, or a clutch that a module has (or a function there returns).
+
+    Branches of a parallel step wider than 10 are drawn once for each shape that they have. HTML is
+    a page that can be moved and zoomed.
+    """
+    composed = _composed(target)
+    states: graph.States | None = None
+    nested: graph.Nested = {}
+    if composed is not None:
+        root, title = composed.plan, composed.name or target
+    else:
+        found = tree_of(obj.app, resolve(store_of(obj), target))
+        root, states, nested = found.plan, found.states(), found.inside()
+        title = tree.headline(found.status)
+    draw = {"mermaid": graph.mermaid, "dot": graph.dot, "text": graph.text, "html": graph.page}
+    wide = _EVERYTHING if everything else graph.WIDE
+    say_text(draw[form](root, title, states, wide, nested))
+
+
+def _composed(target: str) -> Any:
+    """The clutch that *target* names; None when it does not look like module:clutch."""
+    module_name, _, path = target.partition(":")
+    if not re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", target):
+        return None
+    try:
+        found = import_from_cwd(module_name)
+        for name in path.split("."):
+            found = getattr(found, name)
+        found = getattr(found, "__clutch__", found)  # a Sequence
+        if inspect.isroutine(found):
+            found = found()
+    except ModuleNotFoundError as exc:
+        if exc.name and (module_name == exc.name or module_name.startswith(f"{exc.name}.")):
+            return None  # then it may be the id of a run
+        fail(f"{module_name} cannot be imported: {exc}")
+    except Exception as exc:
+        fail(f"{target} cannot be loaded: {type(exc).__name__}: {exc}")
+    if not isinstance(getattr(found, "plan", None), plan.Series):
+        fail(f"{target} is not a clutch but {found!r}"[:300])
+    return found
+
+
+@clutch.command("doctor")
+@click.option("--strict", is_flag=True, help="Exit with 2 if there are warnings.")
+@click.option("--timeout", type=click.FloatRange(0.1), default=2.0, show_default=True)
+@json_option
+@click.pass_obj
+def doctor_(obj: Any, strict: bool, timeout: float, as_json: bool) -> None:
+    """Check what clutches need: versions, tasks, broker, backend, store and workers.
+
+    Exit with 1 if there is a problem.
+    """
+    findings = []
+    for finding in doctor.examine(obj.app, timeout):
+        findings.append(finding)
+        if not as_json:
+            label = finding.severity.value
+            say((label.ljust(8), label), " ", finding.what, plain=obj.no_color)
+            if finding.fix:
+                say(f"{'':9}{finding.fix}")
+    if as_json:
+        say_json([finding.to_dict() for finding in findings])
+    severities = {finding.severity for finding in findings}
+    if doctor.Severity.PROBLEM in severities:
+        sys.exit(1)
+    if strict and doctor.Severity.WARNING in severities:
+        sys.exit(2)

@@ -1,0 +1,145 @@
+"""``clutch watch``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import click
+
+from ...handle import tree
+from ...model import graph
+from ...model.status import State
+from ...stores.base import ENDED, ResultStore, Summary, listed
+from .base import clutch, complete_ids, line_of, resolve, say, store_of, summary_of, tree_of
+from .looking import drawn
+
+TOP = 15
+"""Runs that ``watch --all`` shows one by one on a terminal."""
+
+
+@clutch.command()
+@click.argument("id", required=False, shell_complete=complete_ids)
+@click.option("--all", "everything", is_flag=True, help="All runs that are running.")
+@click.option("--interval", type=click.FloatRange(0.1), default=1.0, show_default=True)
+@click.pass_obj
+def watch(obj: Any, id: str | None, everything: bool, interval: float) -> None:
+    """Watch a run until it has ended; exit with 0 if it has succeeded, else with 1.
+
+    It is drawn with "rich" on a terminal, where that is installed: pip install celery-clutch[cli].
+    """
+    if (id is None) is not everything:
+        raise click.UsageError("give either the id of a run, or --all")
+    store, paces = store_of(obj), defaultdict[str, tree.Pace](tree.Pace)
+    id = resolve(store, id) if id else None
+    runs: dict[str, Summary] = {}
+    with _live(obj) as draw, closing(_ticks(store, id, interval, draw is not None)) as ticks:
+        for _ in ticks:
+            before, runs = runs, _look(store, id, runs)
+            for run in runs.values():
+                paces[run.run].add(time.monotonic(), run.done)
+                if not draw and before.get(run.run) != run:
+                    say(f"{time.strftime('%H:%M:%S')}  {_headline(run, paces[run.run])}")
+            if draw:
+                top = tree.lines(tree_of(obj.app, id), time.time()) if id else None
+                shown = [(run, _headline(run, paces[run.run])) for run in _top(runs.values())]
+                draw(shown, top, "" if id else _overall(runs.values(), paces))
+            if all(run.state in ENDED for run in runs.values()):
+                break
+    if not runs:
+        say("no run is running")
+    if any(run.state is not State.SUCCEEDED for run in runs.values()):
+        sys.exit(1)
+
+
+def _look(store: ResultStore, id: str | None, known: Mapping[str, Summary]) -> dict[str, Summary]:
+    """The run, or those that are running, and what has become of those *known*."""
+    if id:
+        return {id: summary_of(store, id)}
+    runs = {run.run: run for run in listed(store, state=State.RUNNING)}
+    for each, run in known.items():
+        if each not in runs and (run.state in ENDED or store.peek(each)):
+            runs[each] = run if run.state in ENDED else summary_of(store, each)
+    return runs
+
+
+def _ticks(
+    store: ResultStore, id: str | None, interval: float, live: bool
+) -> Generator[None, None, None]:
+    """When to look: at once, when something may have changed (if *live* also when only time has
+    passed), and not more often than every *interval* seconds."""
+    due, missed = 0.0, False
+    changes = store.watch(id) if id else _every_so_often(interval)
+    for changed in changes:
+        missed |= changed or live
+        ended = changed and id and (store.peek(id) or ("",))[0] in ("", *ENDED)
+        if missed and (ended or time.monotonic() >= due):
+            before = time.monotonic()
+            yield
+            now = time.monotonic()
+            due, missed = now + max(interval, 4 * (now - before)), False  # huge runs take time
+
+
+def _every_so_often(interval: float) -> Generator[bool, None, None]:
+    while True:
+        yield True
+        time.sleep(interval)
+
+
+def _headline(run: Summary, pace: tree.Pace) -> str:
+    parts = [f"{run.name} {run.run}" if run.name else run.run, run.state, tree.progress(run)]
+    if run.state is State.RUNNING and (rate := pace.rate()):
+        parts.append(f"{rate:,.1f} a second")
+        parts.append(f"{tree.duration(pace.left(run.jobs) or 0)} left")
+    return graph.printable("  ".join(parts))
+
+
+def _top(runs: Iterable[Summary]) -> list[Summary]:
+    """The runs that matter most: those in trouble, then those that run, the oldest first."""
+
+    def order(run: Summary) -> tuple[bool, bool, float]:
+        trouble = bool(run.dead or run.failing)
+        return run.state in ENDED and not trouble, not trouble, run.created_at
+
+    return sorted(runs, key=order)[:TOP]
+
+
+def _overall(runs: Iterable[Summary], paces: Mapping[str, tree.Pace]) -> str:
+    """All runs in one line."""
+    several = list(runs)
+    states = Counter(str(run.state) for run in several)
+    jobs, done = sum(run.jobs for run in several), sum(run.done for run in several)
+    rate = sum(paces[run.run].rate() for run in several if run.state is State.RUNNING)
+    counts = ", ".join(f"{count:,} {state}" for state, count in sorted(states.items()))
+    hidden = f"  (the top {TOP} are shown)" if len(several) > TOP else ""
+    return f"{counts or 'no runs'}  {done:,} of {jobs:,} jobs  {rate:,.1f} a second{hidden}"
+
+
+@contextmanager
+def _live(obj: Any) -> Iterator[Callable[..., None] | None]:
+    """What draws runs and a tree on a terminal; None where there is none, or no rich."""
+    if not sys.stdout.isatty() or find_spec("rich") is None:
+        yield None
+        return
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    def draw(runs: Iterable[tuple[Summary, str]], top: tree.Line | None, summary: str) -> None:
+        table = Table.grid(padding=(0, 1))
+        for run, text in runs:
+            bar = ProgressBar(total=max(run.jobs, 1), completed=run.done, width=30)
+            table.add_row(bar, Text(text))
+        lines = [line_of(parts, plain=obj.no_color) for parts in drawn(top)] if top else []
+        head = [Text(summary)] if summary else []
+        live.update(Group(*head, table, *map(Text.from_ansi, lines)), refresh=True)
+
+    with Live(console=Console(no_color=obj.no_color or None), auto_refresh=False) as live:
+        yield draw
