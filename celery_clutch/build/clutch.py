@@ -544,6 +544,9 @@ def _job(sig: Signature, app: Celery | None, inherited: Mapping[str, Any], *, pr
     if plain and task is not None and not prepend:
         checks.arguments(task, args, kwargs, name)
     options = {key: value for key, value in sig.options.items() if key not in _SENT}
+    # Celery writes an id of its own together with who is to be told of the result.
+    if "task_id" in sig.options and "reply_to" not in sig.options:
+        options["task_id"] = sig.options["task_id"]
     return Job(name, args, kwargs, _merged(inherited, options), plain, prepend)
 
 

@@ -79,6 +79,9 @@ class Compiler:
         job = item.job
         args = job.args
         if not job.plain:
+            # Whoever has given the job an id means to look it up.
+            keep = "task_id" in job.options or runtime(self.app).settings.keep_results
+            header = replace(header, keep=True) if keep else header
             if header.prepend:
                 args = (None, *args)  # ClutchTask puts the previous result in its place
             return [self._job(job.task, args, job.kwargs, job.options, header, plain=False)]
@@ -119,7 +122,9 @@ class Compiler:
         kwargs: Mapping[str, Any] | None = None,
     ) -> Signature:
         """The signature of one of our own tasks."""
-        options: dict[str, Any] = {"ignore_result": True, "headers": {NAME: header.to_dict()}}
+        options: dict[str, Any] = {"headers": {NAME: header.to_dict()}}
+        if not header.keep:
+            options["ignore_result"] = True
         if queue:
             options["queue"] = queue
         if header.at:
@@ -144,9 +149,9 @@ class Compiler:
         # A task that is not ours fails where only its errbacks know of the run.
         errback = on_error(data) if plain else on_error()
         options["link_error"] = [*_listed(options.get("link_error")), errback]
-        if not plain:
+        if not plain and not header.keep:
             options["ignore_result"] = True
-        elif header.expires and options.get("expires") is None:
+        if plain and header.expires and options.get("expires") is None:
             options["expires"] = isoformat(header.expires)  # a task that is not ours cannot ask
         return Signature(name, args, dict(kwargs), options, app=self.app, immutable=True)
 

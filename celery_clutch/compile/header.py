@@ -43,6 +43,7 @@ class Header:
         expires: when it is too late to start, in seconds since the epoch; 0 for never.
         context: what observers sent along.
         late: how often the message was put off because the store was away.
+        keep: the job's value is for Celery's result backend, too.
     """
 
     run: str
@@ -60,6 +61,7 @@ class Header:
     expires: float = 0.0
     context: Mapping[str, str] = field(default_factory=dict, hash=False)
     late: int = 0
+    keep: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Short, for the message: what is empty is left out."""
@@ -80,6 +82,8 @@ class Header:
                 data[name] = value
         if self.prepend:
             data["prepend"] = 1
+        if self.keep:
+            data["keep"] = 1
         if self.context:
             data["context"] = dict(self.context)
         return data
@@ -108,6 +112,7 @@ class Header:
                 expires=float(data.get("expires", 0.0)),
                 context=dict(data.get("context", {})),
                 late=int(data.get("late", 0)),
+                keep=bool(data.get("keep")),
             )
         except (
             *(AttributeError, IndexError, KeyError, OverflowError),

@@ -31,6 +31,8 @@ class Settings:
             before `sweep` looks at it (30).
         window: ``clutch_window``, about how many messages of one parallel step wait in the broker
             at a time; from 100 to 10,000 (2,000).
+        keep_results: ``clutch_keep_results``, whether Celery is handed the values of jobs, for its
+            result backend and signals (False).
     """
 
     store: str
@@ -42,6 +44,7 @@ class Settings:
     lease: float = 60.0
     grace: float = 30.0
     window: int = 2000
+    keep_results: bool = False
 
     @classmethod
     def of(cls, conf: Any) -> Settings:
@@ -63,6 +66,7 @@ class Settings:
             lease=_number(conf, "clutch_lease", default.lease),
             grace=_number(conf, "clutch_grace", default.grace),
             window=_within(conf, "clutch_window", default.window, 100, 10_000),
+            keep_results=_flag(conf, "clutch_keep_results", default.keep_results),
         )
 
 
@@ -97,6 +101,15 @@ def _within(conf: Any, name: str, default: int, least: int, most: int) -> int:
     value = _whole(conf, name, default)
     if not least <= value <= most:
         raise ConfigurationError(f"{name} must be from {least} to {most}, not {value!r}")
+    return value
+
+
+def _flag(conf: Any, name: str, default: bool) -> bool:
+    value = conf.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be True or False, not {value!r}")
     return value
 
 

@@ -19,7 +19,7 @@ from ..model import codec
 from ..model.data import Data
 from ..model.events import JobStarted
 from ..model.status import isoformat
-from ..stores.base import Begun, Claim, Completed, ResultStore, Verdict
+from ..stores.base import Begun, Claim, Completed, Missing, ResultStore, Verdict
 from . import advance, leases
 from .handlers import describe
 
@@ -123,6 +123,16 @@ class Attempt:
 
     def encode(self, value: Any) -> bytes:
         return codec.encode_result(value, self.header.at, self.runtime.settings.max_result_bytes)
+
+    def kept(self, data: bytes) -> Any:
+        """What Celery is handed of the value *data*: itself where it is kept, else None."""
+        return codec.decode_result(data) if self.header.keep else None
+
+    def recorded(self) -> Any:
+        """The result that the job has in the store, if it is there still."""
+        header = self.header
+        (data,) = self.store.patiently(self.store.values, header.run, [header.at])
+        return None if data is Missing else codec.decode_result(data)
 
     def complete(self, outcome: record.Held) -> Completed:
         """Record *outcome*, and send what follows."""

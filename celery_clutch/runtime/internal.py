@@ -99,7 +99,7 @@ def collect(
         if not attempt.repeat():
             put_off(self, attempt.header, FRESH)
         self.request.chain = None
-        return None
+        return attempt.recorded() if attempt.header.keep else None
     try:
         data = attempt.encode(value)
     except Exception as exc:
@@ -107,7 +107,8 @@ def collect(
         raise
     attempt.complete(record.Held(data, changes=record.changes_from_json(changes or {})))
     self.request.chain = None
-    return value if self.request.callbacks else None  # for the links of the job itself
+    # For the links of the job itself, whose place this task has taken, or for whoever has its id.
+    return value if self.request.callbacks else attempt.kept(data)
 
 
 @shared_task(name=canvas.ON_ERROR, base=InternalTask)

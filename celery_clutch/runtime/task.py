@@ -252,22 +252,24 @@ class ClutchTask(Task):
             return self._start_nested(attempt, outcome)
         attempt.complete(outcome)
         self.request.chain = None
-        # Celery hands the value to the task's own links; nothing else needs it.
-        return value if self.request.callbacks else None
+        # Celery hands the value to the task's own links; else nothing needs it, by default.
+        return value if self.request.callbacks else attempt.kept(outcome.value)
 
-    def _repeat(self, attempt: Attempt) -> None:
+    def _repeat(self, attempt: Attempt) -> Any:
         """The message is a copy of one whose job has its result."""
         if not attempt.repeat() and not getattr(self.request, "is_eager", False):
             put_off(self, attempt.header, FRESH)
         self.request.chain = self.request.callbacks = None
+        return attempt.recorded() if attempt.header.keep else None
 
-    def _held(self, attempt: Attempt, held: record.Held) -> None:
+    def _held(self, attempt: Attempt, held: record.Held) -> Any:
         """The job has returned before, and waits for others."""
         self.request.chain = self.request.callbacks = None
         if held.replaced:
             raise Ignore(f"other tasks stand in the place of job {attempt.header.at}")
         header = replace(attempt.header, task=attempt.task)
         advance.wait_for_nested(self.app, header, held.dumps())
+        return attempt.kept(held.value)
 
     def _run(self, attempt: Attempt, args: Any, kwargs: Any) -> tuple[Any, record.Held]:
         try:
@@ -374,9 +376,9 @@ class ClutchTask(Task):
             observers.emit(attempt.runtime, signals.clutch_engaged, nested.engaged)
         if not runs:
             advance.wait_for_nested(self.app, replace(header, task=attempt.task), data)
-            return None
-        advance.follow(self.app, header.origin, due, {})
-        return None
+        else:
+            advance.follow(self.app, header.origin, due, {})
+        return attempt.kept(outcome.value)
 
     def _queue(self) -> str | None:
         info = self.request.delivery_info or {}
