@@ -541,6 +541,7 @@ def _job(sig: Signature, app: Celery | None, inherited: Mapping[str, Any], *, pr
     task = getattr(sig, "_type", None) or (app or sig.app).tasks.get(name)
     plain = not isinstance(task, ClutchTask)
     args, kwargs = tuple(sig.args or ()), dict(sig.kwargs or {})
+    args, kwargs = compat.dump_models(task, args, kwargs, prepend=prepend)
     if plain and task is not None and not prepend:
         checks.arguments(task, args, kwargs, name)
     options = {key: value for key, value in sig.options.items() if key not in _SENT}

@@ -18,7 +18,7 @@ from kombu import Queue
 from kombu.compression import get_encoder
 from kombu.serialization import registry
 
-from ..errors import InvalidOption, InvalidStep
+from ..errors import InvalidOption, InvalidStep, NonJSONArgument
 from ..model.plan import Scope
 from . import compat
 from .pages import Item
@@ -46,12 +46,14 @@ class Jobs:
         Raises:
             InvalidOption: Celery cannot send a job with its options.
             InvalidStep: the arguments do not fit the task, or two jobs have one ``task_id``.
+            NonJSONArgument: a pydantic model for a task that takes none.
         """
         for item in items:
             job, where = item.job, f"job {item.at} ({item.job.task})"
             if job.options:
                 options(job.options, where)
                 self._note_id(job.options.get("task_id"), where)
+            _refuse_models((*job.args, *job.kwargs.values()), where)
             task = self.app.tasks.get(job.task)
             if task is None:
                 self._unknown.add(job.task)
@@ -138,6 +140,17 @@ def options(given: Mapping[str, Any], where: str) -> None:
         raise InvalidOption(
             f"{where}: soft_time_limit {soft} is more than time_limit {hard}, so it never comes"
         )
+
+
+def _refuse_models(values: Iterable[Any], where: str) -> None:
+    """What is still a model here, its task would not make a model again."""
+    for value in values:
+        if compat.is_model(value):
+            raise NonJSONArgument(
+                f"{where}: {type(value).__name__} is a pydantic model. Celery takes one, from 5.5 "
+                "on, for a task that is known here, has @app.task(pydantic=True), and the model as "
+                "the type of the argument. Else pass its model_dump()"
+            )
 
 
 def _warn_of_name(app: Celery, name: str) -> None:

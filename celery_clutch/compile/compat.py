@@ -6,7 +6,7 @@ Everything here can go when what it works around does; each piece says when.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from celery import Celery
 from celery import canvas as _canvas
 from celery._state import get_current_task, task_join_will_block
+from celery.app import base as _base
 from celery.utils.time import maybe_make_aware
 from kombu import exceptions as _kombu
 from kombu import pools
@@ -151,6 +152,45 @@ def lacks_bind(task: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return names[:1] == ["self"]
+
+
+def is_model(value: Any) -> bool:
+    """Whether *value* is a pydantic model; pydantic itself need not be installed."""
+    return hasattr(type(value), "model_dump") and hasattr(type(value), "model_validate")
+
+
+def dump_models(
+    task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, prepend: bool = False
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with pydantic models as data, for a task that makes models of them again.
+
+    Celery has ``pydantic=True`` since 5.5. What it does to arguments when it sends a task is done
+    since 5.7; before, the caller has to (5.5 and 5.6).
+    """
+    unchanged = args, dict(kwargs)
+    if not any(map(is_model, (*args, *kwargs.values()))):
+        return unchanged
+    dump = getattr(task, "_dump_pydantic_arguments", None)
+    if dump is not None:
+        first = (None,) if prepend else ()
+        done, named = dump((*first, *args), dict(kwargs))
+        return tuple(done[len(first) :]), dict(named)
+    if not _takes_models(task):
+        return unchanged
+    named = {name: _dumped(value) for name, value in kwargs.items()}
+    return tuple(_dumped(value) for value in args), named
+
+
+def _takes_models(task: Any) -> bool:
+    function = getattr(task, "_orig_run", getattr(task, "run", None))
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if code is None or not hasattr(_base, "pydantic_wrapper"):
+        return False
+    return bool(code in _base.pydantic_wrapper.__code__.co_consts)
+
+
+def _dumped(value: Any) -> Any:
+    return value.model_dump(mode="json") if is_model(value) else value
 
 
 def child_pids(worker: Any) -> list[int]:

@@ -14,6 +14,7 @@ from celery_clutch.errors import InvalidStep
 from celery_clutch.testing import embedded
 
 from .conftest import make_app
+from .test_embedded import until
 
 
 class Shop:
@@ -64,10 +65,11 @@ class Shop:
 @pytest.fixture(params=[{}, {"clutch_keep_results": True}], ids=["default", "kept"])
 def shop(request: pytest.FixtureRequest) -> Iterator[Shop]:
     shop = Shop(**request.param)
+    # A worker looks at its start who listens.
+    signals.task_success.connect(shop.note, weak=False)
     with embedded(shop.app):
-        signals.task_success.connect(shop.note)
         yield shop
-        signals.task_success.disconnect(shop.note)
+    signals.task_success.disconnect(shop.note)
 
 
 def test_values_are_handed_to_celery_where_that_is_wanted(shop: Shop) -> None:
@@ -76,6 +78,7 @@ def test_values_are_handed_to_celery_where_that_is_wanted(shop: Shop) -> None:
     assert run.get(timeout=10) == [[1]]
     assert run.results("4") == "plain"
     wanted = {"one": [[1, 2], [1], [1]], "flaky": ["at last"], "outer": ["outer"]}
+    until(lambda: len(shop.succeeded.get("one", ())) == 3)  # Celery tells of it last
     seen = {name: shop.succeeded[name] for name in wanted}
     assert seen == (wanted if kept else {"one": [None] * 3, "flaky": [None], "outer": [None]})
 
@@ -117,6 +120,8 @@ def test_links_get_the_value_as_ever(shop: Shop) -> None:
         got.append(value)
 
     Clutch(shop.one.s(3).set(link=told.s())).engage().get(timeout=10)
+    until(lambda: got and "one" in shop.succeeded)
+    assert got == [[1, 3]]
     assert shop.succeeded["one"] in ([[1, 3]], [(1, 3)])
 
 
