@@ -13,12 +13,10 @@ An observer that raises is logged and harms nothing. Nothing is built where nobo
 
 from __future__ import annotations
 
-from typing import Any
-
 from celery.utils.dispatch import Signal
 
 
-def _signal(name: str) -> Any:
+def _signal(name: str) -> Signal:
     return Signal(name=name, providing_args={"event"})
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeAlias, overload
 
 from celery import Celery, Task, current_app, group
 from celery.canvas import Signature, chunks
@@ -37,6 +37,8 @@ from ..runtime.attempt import Attempt
 from ..runtime.engage import engage as start
 from ..runtime.task import ClutchTask, current_attempt
 from . import lines
+
+P = ParamSpec("P")
 
 _NESTED = uuid.UUID("5f0a7c0e-58c1-4d0c-9d8a-1f1f7a6f3f55")
 _ID = re.compile(r"[A-Za-z0-9_.:@+=/~-]{1,200}")
@@ -79,18 +81,18 @@ class Clutch:
 
     def __init__(
         self,
-        *steps: Any,
+        *steps: Step,
         name: str | None = None,
         queue: str | None = None,
-        on_failure: Any = None,
-        on_success: Any = None,
-        on_death: Any = None,
+        on_failure: Handler | None = None,
+        on_success: Handler | None = None,
+        on_death: Handler | None = None,
         data: Mapping[str, Any] | None = None,
         expires: float | timedelta | None = None,
         id: str | None = None,
         tags: Iterable[str] = (),
-        parent: Any = None,
-        app: Celery | None = None,
+        parent: Task | None = None,
+        app: compat.App | None = None,
     ) -> None:
         self.name = name
         self.queue = queue
@@ -115,7 +117,7 @@ class Clutch:
             self << step
 
     @classmethod
-    def from_canvas(cls, sig: Any, **options: Any) -> Clutch:
+    def from_canvas(cls, sig: Signature, **options: Any) -> Clutch:
         """A clutch of an existing Celery chain, group, chord or signature.
 
         As in Celery, a mutable signature gets the previous result before its arguments (a list
@@ -134,7 +136,7 @@ class Clutch:
 
     # --- composing ------------------------------------------------------------------------
 
-    def __lshift__(self, step: Any) -> Clutch:
+    def __lshift__(self, step: Step) -> Clutch:
         """Add a step, to the innermost open block."""
         if lines.loses(sys._getframe(1)):
             warnings.warn(
@@ -146,6 +148,10 @@ class Clutch:
         self._open[-1].append(self._node(step))
         return self
 
+    @overload
+    def add(self, task: Step, /) -> Clutch: ...
+    @overload
+    def add(self, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Clutch: ...
     def add(self, task: Any, /, *args: Any, **kwargs: Any) -> Clutch:
         """Add ``task.s(*args, **kwargs)``; without arguments, any step."""
         if args or kwargs:
@@ -180,10 +186,10 @@ class Clutch:
         return self
 
     @property
-    def app(self) -> Celery:
+    def app(self) -> compat.App:
         """The Celery app that the clutch runs on."""
         parent = getattr(self.parent, "app", None)
-        found: Celery = self._app or parent or current_app._get_current_object()
+        found: compat.App = self._app or parent or current_app._get_current_object()
         return found
 
     @property
@@ -450,6 +456,19 @@ class Clutch:
         return attempt  # None: the task runs on its own, and so does the clutch
 
 
+class Composed(Protocol):
+    """What can be asked for a clutch, and is a step like one: a `Sequence`, or its class."""
+
+    @property
+    def __clutch__(self) -> Callable[[], Clutch]: ...
+
+
+Step: TypeAlias = Signature | Task | tuple[Any, ...] | Clutch | Composed
+"""What a clutch is made of."""
+Handler: TypeAlias = Signature | Task
+"""What is sent when something has happened."""
+
+
 class _Block:
     """What ``with clutch.parallel():`` enters: its steps become one step of the clutch."""
 
@@ -480,12 +499,12 @@ class _Block:
             self.clutch._open[-1].append(node)
 
 
-def series(*steps: Any) -> Clutch:
+def series(*steps: Step | Iterable[Step]) -> Clutch:
     """A clutch of *steps* one after another; takes arguments or one iterable."""
     return Clutch(*_listed(steps))
 
 
-def parallel(*steps: Any, max_concurrency: int | None = None) -> Clutch:
+def parallel(*steps: Step | Iterable[Step], max_concurrency: int | None = None) -> Clutch:
     """A clutch of one step, in which *steps* run side by side; takes arguments or one iterable.
 
     *max_concurrency* is as for `Clutch.parallel`.

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 from celery import Celery, Task
 from celery.canvas import Signature
 
+from ..compile.compat import App
 from ..errors import ClutchError, InvalidSequence
 from ..handle.result import ClutchResult
 from ..model.codec import check_key
-from .clutch import Clutch
+from .clutch import Clutch, Handler, Step
 
 _HANDLERS = ("on_failure", "on_success", "on_death")
 _SETTINGS = frozenset(("steps", "name", "queue", "tags", "app", *_HANDLERS))
@@ -56,14 +57,14 @@ class Sequence:
             is not a step, or a setting that is unknown or of the wrong type.
     """
 
-    steps: ClassVar[Iterable[Any]] = ()
+    steps: ClassVar[Iterable[Step]] = ()
     name: ClassVar[str | None] = None
     queue: ClassVar[str | None] = None
-    on_failure: ClassVar[Any] = None
-    on_success: ClassVar[Any] = None
-    on_death: ClassVar[Any] = None
+    on_failure: ClassVar[Handler | None] = None
+    on_success: ClassVar[Handler | None] = None
+    on_death: ClassVar[Handler | None] = None
     tags: ClassVar[Iterable[str]] = ()
-    app: ClassVar[Celery | None] = None
+    app: ClassVar[App | None] = None
 
     __clutch__ = _Compose()
 
@@ -99,7 +100,9 @@ class Sequence:
         )
         return Clutch(*self.steps, **{**settings, **options})
 
-    def start(self, *, id: str | None = None, parent: Any = None, **options: Any) -> ClutchResult:
+    def start(
+        self, *, id: str | None = None, parent: Task | None = None, **options: Any
+    ) -> ClutchResult:
         """Start a run of the steps and return its handle.
 
         Args:

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from celery import Celery
 from celery import canvas as _canvas
@@ -18,6 +18,12 @@ from celery.app import base as _base
 from celery.utils.time import maybe_make_aware
 from kombu import exceptions as _kombu
 from kombu import pools
+
+if TYPE_CHECKING:
+    App: TypeAlias = Celery[Any]
+else:
+    App = Celery
+"""An app with tasks of any class: to celery-types apps are generic, to Celery not (5.3 to 5.7)."""
 
 Chain = _canvas._chain
 """The signature of a chain. ``celery.chain(...)`` folds its arguments with ``|``, which copies and

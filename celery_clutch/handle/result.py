@@ -10,7 +10,7 @@ from contextlib import aclosing, closing
 from itertools import chain
 from typing import Any, NoReturn
 
-from celery import Celery, current_app
+from celery import current_app
 
 from ..compile import canvas, compat, pages, record
 from ..errors import (
@@ -43,9 +43,9 @@ class ClutchResult:
         app: the Celery app; default: the current one.
     """
 
-    def __init__(self, id: str, app: Celery | None = None) -> None:
+    def __init__(self, id: str, app: compat.App | None = None) -> None:
         self.id = id
-        self.app: Celery = app or current_app._get_current_object()
+        self.app: compat.App = app or current_app._get_current_object()
 
     # --- looking --------------------------------------------------------------------------
 

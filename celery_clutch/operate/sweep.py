@@ -18,6 +18,7 @@ import orjson
 from celery import Celery, shared_task
 
 from ..compile import pages, record
+from ..compile.compat import App
 from ..compile.header import job_due
 from ..extend.plugins import runtime
 from ..handle import tree
@@ -36,7 +37,7 @@ LOOK = "look"
 It is recorded only to wait twice as long the next time."""
 
 
-def sweep(app: Celery, *, grace: float | None = None, silent_for: float | None = None) -> list[str]:
+def sweep(app: App, *, grace: float | None = None, silent_for: float | None = None) -> list[str]:
     """Send again what was lost; the ids of the runs it was lost from.
 
     Nothing that has a result runs again, what has a time to begin at is left alone until then, and

@@ -18,6 +18,7 @@ from celery.worker import WorkController, state
 from kombu import pools
 from kombu.transport import memory, virtual
 
+from ..compile.compat import App
 from ..errors import ClutchError, ConfigurationError
 from ..extend.plugins import forget_runtime
 
@@ -113,7 +114,7 @@ _one = threading.Lock()
 
 
 @contextmanager
-def embedded(app: Celery, *, pool: str = "threads", concurrency: int = 4) -> Iterator[Celery]:
+def embedded(app: App, *, pool: str = "threads", concurrency: int = 4) -> Iterator[App]:
     """Run *app* in this process for as long as the block lasts, with no server.
 
     Broker, result backend and result store are in memory and empty at the start. A real worker in

@@ -25,7 +25,7 @@ def compose(step: Any) -> None:
     Clutch(step, colour="red")  # type: ignore[call-arg]
     Clutch().parallel(step)  # type: ignore[call-arg]
     Clutch().engage(5)  # type: ignore[call-arg]
-    Clutch().add()  # type: ignore[call-arg]
+    Clutch().add()  # type: ignore[call-overload]
     Clutch(step, data=5)  # type: ignore[arg-type]
     Clutch(step, expires="soon")  # type: ignore[arg-type]
     Clutch().parallel(max_concurrency="two")  # type: ignore[arg-type]

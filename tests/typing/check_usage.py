@@ -30,7 +30,7 @@ from celery_clutch.errors import ClutchFailed, ClutchTimeout
 from celery_clutch.model.events import Finished, JobFailed
 from celery_clutch.stores.base import StoreOptions
 
-app: Any = Celery("shop", task_cls="celery_clutch:ClutchTask")
+app = Celery("shop", task_cls=ClutchTask)
 
 
 @app.task(bind=True)  # type: ignore[untyped-decorator, unused-ignore]
@@ -119,7 +119,7 @@ def compose(urls: list[str]) -> Clutch:
     assert_type(series(fetch.s("x"), parallel(fetch.s(url) for url in urls)), Clutch)
     assert_type(parallel([fetch.s(url) for url in urls]), Clutch)
     assert_type(len(clutch), int)
-    assert_type(clutch.app, Celery)
+    assert_type(clutch.app, Celery[Any])
     return clutch
 
 
