@@ -402,6 +402,28 @@ def reject(self: Any, requeue: bool = False) -> None:
     raise Reject("not here", requeue=requeue)
 
 
+class FlaskTask(ClutchTask):
+    """As Flask documents its task class: it opens a context and calls ``run``, and nothing above."""
+
+    abstract = True
+    context = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        type(self).context += 1
+        try:
+            return self.run(*args, **kwargs)
+        finally:
+            type(self).context -= 1
+
+
+@shared_task(name="it.in_context", bind=True, base=FlaskTask)
+def in_context(self: Any) -> list[Any]:
+    """How deep it is in contexts, and what came before; fails at first."""
+    if self.request.retries == 0:
+        raise self.retry(exc=ValueError("not yet"), countdown=0)
+    return [type(self).context, self.previous_results]
+
+
 @shared_task(name="it.replace", bind=True)
 def replace(self: Any, signature: Any) -> None:
     """Replace itself by *signature*."""
