@@ -168,8 +168,9 @@ class _Look:
         logger.warning("run %s has lost something, which is sent again: %s", self.run, overdue)
         self.store.tried(self.run, overdue)
         meta = record.Meta.loads(found.meta)
+        origin = meta.origin(self.run, found.generation)
         outbox = advance.Outbox(
-            self.app, meta.origin(self.run, found.generation), self._busy(), self._dead(found)
+            self.app, origin, self._busy(), self._dead(found), self._attempts(found)
         )
 
         def collect(key: str, kind: str, rest: str) -> None:
@@ -177,7 +178,7 @@ class _Look:
                 outbox.rest(rest)
             else:
                 page, address = advance.split_job(rest)
-                outbox.job(page, address, self._attempts(found, address))
+                outbox.job(page, address)
 
         advance.deliver(outbox, overdue, collect)
 
@@ -189,9 +190,8 @@ class _Look:
             self.store.tried(self.run, [LOOK])
         meta = record.Meta.loads(found.meta)
         waiting = self._waiting(found)
-        outbox = advance.Outbox(
-            self.app, meta.origin(self.run, found.generation), waiting, self._dead(found)
-        )
+        origin = meta.origin(self.run, found.generation)
+        outbox = advance.Outbox(self.app, origin, waiting, self._dead(found), self._attempts(found))
         outbox.rest(pages.ROOT)
         outbox.chains = [tasks for tasks in outbox.chains if not advance.is_plain(tasks)]
         held = [address for address in found.held if address not in self.leases]
@@ -233,10 +233,9 @@ class _Look:
             if address not in found.finished and orjson.loads(data)["final"]
         }
 
-    def _attempts(self, found: Record, address: str) -> int:
-        """How many attempts of a job have failed."""
-        data = found.failures.get(address)
-        return int(orjson.loads(data)["attempt"]) if data else 0
+    def _attempts(self, found: Record) -> dict[str, int]:
+        """How many attempts of each job have failed."""
+        return {at: int(orjson.loads(data)["attempt"]) for at, data in found.failures.items()}
 
     def _expire(self, found: Record) -> bool:
         """Fail a run past its deadline, in the name of its first job that has not begun."""

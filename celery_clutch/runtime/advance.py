@@ -28,7 +28,7 @@ from ..extend.plugins import runtime
 from ..model import codec
 from ..model.events import JobFinished
 from ..model.status import Failure, State
-from ..stores.base import Attempted, Barrier, Completed, Completion, Record
+from ..stores.base import NOTHING, Attempted, Barrier, Completed, Completion, Record
 from . import eager, handlers
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ class Outbox:
         origin: what the headers of all jobs of the run have in common.
         skip: the addresses of jobs that need no message: under way, or waiting for a retry.
         dead: those of jobs that have no further attempt; they need none either.
+        attempts: how many attempts of a job are known to have failed, by address: a message of one
+            of those would be taken for a copy.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Outbox:
         origin: Header,
         skip: Collection[str] = (),
         dead: Collection[str] = (),
+        attempts: Mapping[str, int] = NOTHING,
     ) -> None:
         self.app = app
         self.store = runtime(app).store
@@ -58,6 +61,7 @@ class Outbox:
         self.compiler = canvas.Compiler(app, origin)
         self.skip = {*skip, *dead}
         self.dead = dead
+        self.attempts = attempts
         self.chains: list[list[Signature]] = []
         self._published: list[str] = []  # what is sent when all is sent
         self._later: dict[str, float] = {}  # what is due at a time of its own
@@ -126,6 +130,7 @@ class Outbox:
         tasks = self.compiler.chain(page, items, due=due)
         before = len(self.chains)
         self.chains.append(tasks)
+        retries = retries or self.attempts.get(items[0].at, 0)
         if retries:
             tasks[0].options["retries"] = retries
         begins = begins_at(tasks[0].options)

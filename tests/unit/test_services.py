@@ -27,7 +27,7 @@ from celery_clutch.compile.record import Held
 from celery_clutch.errors import BuildError, ClutchExpired, ClutchTimeout, InvalidStep
 from celery_clutch.extend import observers
 from celery_clutch.extend.plugins import runtime
-from celery_clutch.stores.base import Attempted, Barrier, Claim, Completion, Turn
+from celery_clutch.stores.base import TURNS, Attempted, Barrier, Claim, Completion, Turn, Verdict
 from celery_clutch.sweep import sweep
 from celery_clutch.testing import embedded
 
@@ -235,6 +235,30 @@ def test_a_job_whose_owner_has_died(idle: Any) -> None:
     assert "victim" not in store.owners(), "forgotten, with what it had sent again"
     begin(idle, run, "0.0", "heir", lapsed="victim")
     assert sent(idle, run) == [], "healed once"
+
+
+def test_a_retry_whose_owner_nobody_knows(idle: Any) -> None:
+    """It has begun, so it is no longer due; its process died before anybody said that it lives."""
+    run = series(idle.Job.s(), idle.Job.s()).engage()
+    begin(idle, run, "0")
+    store = runtime(idle).store
+    failure = orjson.dumps({"attempt": 1, "final": False})
+    store.fail(Attempted(run.id, "0", 0, failure, 1, False, retry=("job 0 0", time.time())))
+    begun = Claim(
+        run.id, "0", 0, owner="unknown", limit=5, turn=TURNS, page="0", receipts=["job 0 0"]
+    )
+    assert store.begin(begun).verdict is Verdict.RUN
+    retries: list[int] = []
+
+    def note(headers: Any = None, **_: Any) -> None:
+        retries.append(headers["retries"])
+
+    before_task_publish.connect(note, weak=False)
+    try:
+        assert sent(idle, run) == ["0"]
+    finally:
+        before_task_publish.disconnect(note)
+    assert retries == [1], "a message of the first attempt would be taken for a copy"
 
 
 def test_a_message_that_has_arrived_and_was_lost(idle: Any) -> None:
