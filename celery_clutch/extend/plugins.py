@@ -113,7 +113,9 @@ class Plugins:
         if scheme not in stores:
             raise _unknown(scheme, stores)
         factory, owner = stores[scheme]
-        options = StoreOptions(settings.key_prefix, settings.ttl, settings.result_ttl)
+        options = StoreOptions(
+            settings.key_prefix, settings.ttl, settings.result_ttl, settings.failed_ttl
+        )
         try:
             store = factory(settings.store, options)
         except ClutchError:

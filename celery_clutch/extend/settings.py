@@ -20,7 +20,7 @@ class Settings:
         store: ``clutch_store``, the URL of the result store. Default: the Redis of the result
             backend, else that of the broker; ``memory://`` in eager mode.
         ttl: ``clutch_ttl``, seconds a run is kept after its last event (22 days).
-        result_ttl: ``clutch_result_ttl``, seconds a run is kept after it has ended (1 day).
+        result_ttl: ``clutch_result_ttl``, seconds a run is kept after it has succeeded (1 day).
         key_prefix: ``clutch_key_prefix``, what names of keys and tables start with.
         max_result_bytes: ``clutch_max_result_bytes``, the largest result as JSON (1 MiB).
         max_starts: ``clutch_max_starts``, how many owners of a job may die with it before it is
@@ -33,6 +33,8 @@ class Settings:
             at a time; from 100 to 10,000 (2,000).
         keep_results: ``clutch_keep_results``, whether Celery is handed the values of jobs, for its
             result backend and signals (False).
+        failed_ttl: ``clutch_failed_ttl``, seconds a run that failed or was cancelled is kept after
+            its last event (as ``clutch_ttl``).
     """
 
     store: str
@@ -45,6 +47,7 @@ class Settings:
     grace: float = 30.0
     window: int = 2000
     keep_results: bool = False
+    failed_ttl: float = 22 * 86400
 
     @classmethod
     def of(cls, conf: Any) -> Settings:
@@ -56,9 +59,10 @@ class Settings:
         """
         default = cls(store="")
         _check_protocol(conf)
+        ttl = _number(conf, "clutch_ttl", default.ttl)
         return cls(
             store=_store(conf),
-            ttl=_number(conf, "clutch_ttl", default.ttl),
+            ttl=ttl,
             result_ttl=_number(conf, "clutch_result_ttl", default.result_ttl),
             key_prefix=str(conf.get("clutch_key_prefix") or default.key_prefix),
             max_result_bytes=_whole(conf, "clutch_max_result_bytes", default.max_result_bytes),
@@ -67,6 +71,7 @@ class Settings:
             grace=_number(conf, "clutch_grace", default.grace),
             window=_within(conf, "clutch_window", default.window, 100, 10_000),
             keep_results=_flag(conf, "clutch_keep_results", default.keep_results),
+            failed_ttl=_number(conf, "clutch_failed_ttl", ttl),
         )
 
 

@@ -245,7 +245,7 @@ class ClutchResult:
     def _not_found(self) -> NoReturn:
         raise RunNotFound(
             f"there is no run {self.id!r} in {self._store!r}: it was never engaged, was forgotten, "
-            "or has expired (clutch_ttl, clutch_result_ttl)"
+            "or has expired (clutch_ttl, clutch_result_ttl, clutch_failed_ttl)"
         )
 
     def _refuse_in_task(self) -> None:

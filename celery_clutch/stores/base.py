@@ -350,7 +350,8 @@ class Record:
         jobs: how many results there will be; ``remaining`` of them are still to come, ``done`` are
             there.
         failing, dead: jobs without a result whose last failure was not, or was, final.
-        created_at, updated_at, ended_at: seconds since the epoch; ``ended_at`` None while running.
+        created_at, updated_at, ended_at: seconds since the epoch; ``ended_at`` None while
+            running; in a run that failed or was cancelled it is when its last job had an outcome.
         failures: failures of this generation by address, as given to `fail`, those of jobs
             that have completed since included.
         finished: the addresses among ``failures`` whose job has a result.
@@ -416,12 +417,31 @@ class StoreOptions:
     Attributes:
         prefix: names of keys or tables start with it.
         ttl: seconds a run is kept after its last event.
-        result_ttl: seconds a run is kept after it has ended.
+        result_ttl: seconds a run is kept after it has succeeded.
+        failed_ttl: seconds a run is kept after its last event if it failed or was cancelled; None:
+            as ``ttl``.
     """
 
     prefix: str = "clutch"
     ttl: float = 22 * 86400
     result_ttl: float = 86400
+    failed_ttl: float | None = None
+
+    def kept(self, state: State) -> float:
+        """Seconds a run is kept that is in this state."""
+        if state is State.SUCCEEDED:
+            return self.result_ttl
+        if state is State.RUNNING or self.failed_ttl is None:
+            return self.ttl
+        return self.failed_ttl
+
+    def longest(self) -> float:
+        """Seconds for which any run is kept at most."""
+        return max(map(self.kept, State))
+
+    def shortest(self) -> float:
+        """Seconds for which any run is kept at least."""
+        return min(map(self.kept, State))
 
 
 class ResultStore(ABC):

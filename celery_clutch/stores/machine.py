@@ -336,6 +336,7 @@ class TransactionalStore(ResultStore):
         if not head.remaining and head.state is State.RUNNING:
             _end(rows, State.SUCCEEDED, done.token, address)
         self._touch(head)
+        _drain(head)
         return settled
 
     def fail(self, failed: Attempted) -> Failed:
@@ -381,6 +382,7 @@ class TransactionalStore(ResultStore):
             for turn in failed.turns:
                 _take_turn(rows, turn, failed)
         self._touch(head)
+        _drain(head)
         return settled
 
     def checkpoint(
@@ -525,10 +527,8 @@ class TransactionalStore(ResultStore):
 
     def _touch(self, head: Head) -> None:
         """Renew the time to live of a run."""
-        ended = head.state in ENDED
         head.updated_at = time.time()
-        ttl = self.options.result_ttl if ended else self.options.ttl
-        head.expires_at = head.updated_at + ttl
+        head.expires_at = head.updated_at + self.options.kept(head.state)
 
 
 def record(head: Head, rows: Mapping[str, Mapping[str, bytes]]) -> Record:
@@ -572,6 +572,12 @@ def _end(rows: Rows, state: State, token: str = "", cause: str = "") -> None:
     if state.value in head.ends:
         key = f"death {cause}" if state is State.FAILED else f"end {state.value}"
         _put_due(rows, key, head.ended_at, cause)
+
+
+def _drain(head: Head) -> None:
+    """What still ran when the run failed or was cancelled moves its end."""
+    if head.state in (State.FAILED, State.CANCELLED):
+        head.ended_at = head.updated_at
 
 
 def _resume(rows: Rows) -> None:

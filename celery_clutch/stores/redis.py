@@ -80,6 +80,7 @@ _CONFLICTS = 3  # after so many a transaction has the run to itself
 _LOCKED = 2.0  # seconds for which it has it, should it never come to its end
 _GIVE_UP = 10.0  # seconds after which a run that is always busy is unavailable
 _LISTED_FOR = 600  # seconds for which a run of a cluster may be in the index and not be there
+_KEPT = (State.RUNNING, State.SUCCEEDED, State.FAILED)  # a cancelled run as one that failed
 _SENTINEL = b"\xff"  # as in lua/common.lua
 
 _NAMES = ("run", "pages", "results", "jobs", "leases", "marks", "members", "data", "due")
@@ -144,8 +145,7 @@ class RedisStore(TransactionalStore):
         self._kept_by = 0  # the process
         self._ears: list[Any] = []
         self._ears_of = 0
-        self._ttl = max(1, int(options.ttl * 1000))
-        self._result_ttl = max(1, int(options.result_ttl * 1000))
+        self._kept_for = [_milliseconds(options.kept(state)) for state in _KEPT]
         self._index = f"{options.prefix}:runs"
         self._living = f"{options.prefix}:owners"
         self._thread = _Thread()
@@ -276,7 +276,7 @@ class RedisStore(TransactionalStore):
             self._write(run, version, token, head, rows)
 
     def insert(self, head: Head, rows: Mapping[str, Mapping[str, bytes]]) -> bool:
-        horizon = min(self._ttl, self._result_ttl)
+        horizon = min(self._kept_for)
         fields = {**_changeable(head), "meta": head.meta, "jobs": head.jobs}
         fields["name"] = orjson.dumps(head.name)
         fields["tags"] = orjson.dumps(list(head.tags))
@@ -349,9 +349,8 @@ class RedisStore(TransactionalStore):
     # --- owners of leases -----------------------------------------------------------------------
 
     def renew(self, owners: Sequence[str], seconds: float) -> None:
-        lasting = max(self.options.ttl, self.options.result_ttl)
         with _errors:
-            _renew(self._client, [self._living], seconds, lasting, *owners)
+            _renew(self._client, [self._living], seconds, self.options.longest(), *owners)
 
     def owners(self) -> dict[str, float]:
         with _errors:
@@ -578,7 +577,8 @@ class RedisStore(TransactionalStore):
 
     def _made_common(self, run: str) -> tuple[bytes, ...]:
         """The first arguments of every script about *run*."""
-        common = self._ttl, self._result_ttl, self._channels(run)
+        running, *ended = self._kept_for
+        common = running, " ".join(map(str, ended)), self._channels(run)
         return tuple(str(value).encode() for value in common)
 
     def _repeat(self, call: Callable[..., T], *args: Any) -> T:
@@ -645,7 +645,7 @@ class RedisStore(TransactionalStore):
         if created is None:
             return False
         self._list(run, float(created[0]))
-        horizon = float(created[0]) - min(self._ttl, self._result_ttl) / 1000
+        horizon = float(created[0]) - min(self._kept_for) / 1000
         old = self._client.zrangebyscore(self._index, "-inf", horizon, start=0, num=10)
         self._forget_gone([each.decode() for each in old])
         return True
@@ -653,7 +653,7 @@ class RedisStore(TransactionalStore):
     def _list(self, run: str, created: float) -> None:
         pipe = self._client.pipeline(transaction=False)
         pipe.zadd(self._index, {run: created})
-        pipe.pexpire(self._index, 2 * max(self._ttl, self._result_ttl))
+        pipe.pexpire(self._index, 2 * max(self._kept_for))
         pipe.execute()
 
     def _forget_gone(self, runs: Sequence[str]) -> None:
@@ -781,6 +781,10 @@ def _turn(turn: Turn | None) -> list[Any]:
 def _if_any(args: list[Any]) -> list[Any]:
     """Arguments that end with a width, behind a flag; the flag alone where there are none."""
     return [1, *args] if args[-1] else [0]
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
 
 
 def _texts(values: Iterable[bytes]) -> tuple[str, ...]:

@@ -1598,11 +1598,11 @@ class StoreContract:
         return True
 
     def test_a_run_that_has_ended_is_kept_for_result_ttl(self) -> None:
-        with self._opened(ttl=3600, result_ttl=self.ttl) as store:
+        with self._opened(ttl=3600, result_ttl=self.ttl, failed_ttl=self.ttl) as store:
             ended = {}
             for run in ("empty", "SUCCEEDED", "FAILED", "CANCELLED"):
-                store.create(run, b"", {}, int(run != "empty"))
                 ended[run] = time.monotonic()
+                store.create(run, b"", {}, int(run != "empty"))
             _complete(store, "SUCCEEDED", "0")
             _fail(store, "FAILED", "0", final=True)
             store.transition("CANCELLED", [State.RUNNING], State.CANCELLED, 0)
@@ -1613,8 +1613,66 @@ class StoreContract:
             store.prune()
             assert store.prune() == 0, "what has expired is deleted"
 
+    def test_a_run_that_failed_or_was_cancelled_is_kept_for_failed_ttl(self) -> None:
+        options = {"ttl": self.ttl, "result_ttl": self.ttl, "failed_ttl": self.ttl * 3}
+        with self._opened(**options) as store:
+            last = {}
+            for run in ("FAILED", "CANCELLED", "failed again", "late"):
+                store.create(run, b"", {}, 3)
+                last[run] = time.monotonic()
+                if run != "CANCELLED":
+                    _fail(store, run, "0", final=True)
+            store.transition("CANCELLED", [State.RUNNING], State.CANCELLED, 0)
+            store.transition("failed again", [State.FAILED], State.RUNNING, 0)
+            _fail(store, "failed again", "0", generation=1, final=True)
+            _complete(store, "late", "1")
+            kept = store.options.kept(State.FAILED)
+            for run, gone in _gone(store, last, kept).items():
+                assert gone - last[run] > kept * 0.9, f"{run} is kept for failed_ttl"
+
+    def test_a_run_that_succeeded_after_it_failed_is_kept_for_result_ttl(self) -> None:
+        with self._opened(ttl=3600, result_ttl=self.ttl, failed_ttl=3600) as store:
+            last = {}
+            for run in ("resumed", "recovered"):
+                store.create(run, b"", {}, 1)
+                _fail(store, run, "0", final=True)
+                last[run] = time.monotonic()
+            store.transition("resumed", [State.FAILED], State.RUNNING, 0)
+            for run in last:
+                assert _complete(store, run, "0").remaining == 0
+            for run, gone in _gone(store, last, self.ttl).items():
+                assert gone - last[run] > self.ttl * 0.9, f"{run} is kept for result_ttl"
+
+    def test_the_last_event_of_a_run_that_failed_or_was_cancelled_is_its_end(
+        self, store: ResultStore
+    ) -> None:
+        for run in ("complete", "fail", "cancelled"):
+            store.create(run, b"", {}, 4)
+        for run in ("complete", "fail"):
+            _fail(store, run, "0", final=True)
+        store.transition("cancelled", [State.RUNNING], State.CANCELLED, 0)
+        before = {run: _read(store, run).ended_at or 0 for run in ("complete", "fail", "cancelled")}
+        time.sleep(0.01)  # clocks have steps
+        _complete(store, "complete", "1")
+        _fail(store, "fail", "1")
+        _complete(store, "cancelled", "1")
+        for run, ended in before.items():
+            record = _read(store, run)
+            assert record.ended_at == record.updated_at, f"{run} moves the end of the run"
+            assert record.ended_at > ended, f"{run} moves the end of the run"
+
+    def test_what_comes_after_a_success_does_not_move_its_end(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 1)
+        _complete(store, "r", "0")
+        ended = _read(store, "r").ended_at
+        time.sleep(0.01)
+        _complete(store, "r", "0")
+        _fail(store, "r", "0")
+        assert _read(store, "r").ended_at == ended
+
     def test_a_run_that_runs_again_is_kept_for_ttl(self) -> None:
-        with self._opened(ttl=self.ttl * 3, result_ttl=self.ttl) as store:
+        options = {"ttl": self.ttl * 3, "result_ttl": self.ttl, "failed_ttl": self.ttl}
+        with self._opened(**options) as store:
             last = {}
             for run in ("resumed", "recovered"):
                 store.create(run, b"", {}, 2)
@@ -1626,7 +1684,8 @@ class StoreContract:
                 assert gone - last[run] > store.options.ttl * 0.9, f"{run}: kept for ttl again"
 
     def test_events_do_not_shorten_the_time_after_the_end(self) -> None:
-        with self._opened(ttl=self.ttl, result_ttl=self.ttl * 3) as store:
+        options = {"ttl": self.ttl, "result_ttl": self.ttl, "failed_ttl": self.ttl * 3}
+        with self._opened(**options) as store:
             last = {}
             events: dict[str, Callable[[], Any]] = {
                 "begin": lambda: _begin(store, "begin", "1"),
@@ -1642,9 +1701,9 @@ class StoreContract:
                 last[run] = time.monotonic()
             for event in events.values():
                 event()
-            kept = store.options.result_ttl
+            kept = store.options.kept(State.FAILED)
             for run, gone in _gone(store, last, kept).items():
-                assert gone - last[run] > kept * 0.9, f"{run} in a FAILED run keeps to result_ttl"
+                assert gone - last[run] > kept * 0.9, f"{run} in a FAILED run keeps to failed_ttl"
 
     # --- the store object --------------------------------------------------------------------
 

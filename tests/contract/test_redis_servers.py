@@ -472,7 +472,7 @@ def client(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture
 def store(client: Any) -> RedisStore:
-    options = StoreOptions(f"keys-{uuid.uuid4().hex[:8]}", ttl=100, result_ttl=10)
+    options = StoreOptions(f"keys-{uuid.uuid4().hex[:8]}", ttl=100, result_ttl=5, failed_ttl=10)
     return RedisStore("redis://", options, client=client)
 
 

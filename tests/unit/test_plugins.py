@@ -59,9 +59,9 @@ def test_the_stores_that_come_with_it() -> None:
 
 def test_an_installed_plugin_is_found_and_its_store_opened(install: Install) -> None:
     install("clutch-shelf", GOOD.replace("SCHEME", "'shelf'"))
-    store = Plugins().open(Settings("shelf://place", 5, 6, "shop"))
+    store = Plugins().open(Settings("shelf://place", 5, 6, "shop", failed_ttl=7))
     assert store.url == "shelf://place"
-    assert store.options == StoreOptions(prefix="shop", ttl=5, result_ttl=6)
+    assert store.options == StoreOptions(prefix="shop", ttl=5, result_ttl=6, failed_ttl=7)
 
 
 def test_a_plugin_can_be_registered_by_hand() -> None:

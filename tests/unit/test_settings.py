@@ -28,6 +28,7 @@ def test_defaults() -> None:
         max_starts=5,
         lease=60,
         grace=30,
+        failed_ttl=22 * 24 * 3600,
     )
 
 
@@ -42,8 +43,14 @@ def test_everything_can_be_set() -> None:
         clutch_lease=timedelta(seconds=9),
         clutch_grace=0.5,
         clutch_window=500,
+        clutch_failed_ttl=timedelta(hours=1),
     )
-    assert found == Settings("redis://cache:6380/3", 60, 120, "shop", 10, 1, 9, 0.5, 500)
+    expected = Settings("redis://cache:6380/3", 60, 120, "shop", 10, 1, 9, 0.5, 500, 3600)
+    assert found == expected
+
+
+def test_failed_runs_are_kept_as_long_as_running_ones() -> None:
+    assert settings(clutch_store="memory://", clutch_ttl=60).failed_ttl == 60
 
 
 def test_settings_with_a_namespace() -> None:
@@ -62,6 +69,7 @@ def test_settings_with_a_namespace() -> None:
     [
         "clutch_ttl",
         "clutch_result_ttl",
+        "clutch_failed_ttl",
         "clutch_max_result_bytes",
         "clutch_max_starts",
         "clutch_lease",

@@ -1,11 +1,16 @@
 -- Stands before every script about a run.
 -- KEYS: run, pages, results, jobs, leases, marks, members, data, due, and what the script names.
--- ARGV: ttl ms, result ttl ms, what the names of the run's channels start with, and as it says.
+-- ARGV: ttl ms of runs, "<of those that succeeded> <of those that failed or were cancelled>", what the names of the run's channels start with, and as it says.
 local RUN, PAGES, RESULTS, JOBS, LEASES, MARKS, MEMBERS, DATA, DUE = unpack(KEYS, 1, 9)
 local OWN = 9 -- how many keys a run has
 -- Every hash but RUN has this field from the start, so that it never vanishes with its time to live.
 -- No field of ours is called so: it is not UTF-8.
 local SENTINEL = '\255'
+
+local SUCCEEDED_TTL, FAILED_TTL = ARGV[2]:match('^(%d+) (%d+)$')
+local TTLS = {
+  RUNNING = ARGV[1], SUCCEEDED = SUCCEEDED_TTL, FAILED = FAILED_TTL, CANCELLED = FAILED_TTL,
+}
 
 local function number(value)
   return tonumber(value) or error('not a number: ' .. tostring(value))
@@ -52,7 +57,7 @@ local function save(head, fields, now)
     return
   end
   set('updated', now)
-  local ttl = number(head.state == 'RUNNING' and ARGV[1] or ARGV[2])
+  local ttl = number(TTLS[head.state])
   local expires = math.floor(now * 1000) + ttl
   if math.abs(expires - head.expires) * 100 < ttl then
     redis.call('HSET', RUN, unpack(fields))
@@ -80,6 +85,14 @@ local function end_run(event, state, token)
     put_due(event, key, event.now)
   end
   redis.call('PUBLISH', ARGV[3] .. 'ended', state)
+end
+
+-- What still ran when the run failed or was cancelled moves its end.
+local function drain(event)
+  local head = event.head
+  if head.state == 'FAILED' or head.state == 'CANCELLED' then
+    head.ended = event.now
+  end
 end
 
 -- The number in front and the two flags of a failure, and the rest.

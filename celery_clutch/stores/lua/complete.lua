@@ -113,6 +113,7 @@ head.left = head.left - 1
 if head.left == 0 and head.state == 'RUNNING' then
   end_run(event, 'SUCCEEDED', token)
 end
+drain(event)
 local fields = {'left', head.left}
 if marks[1] then
   for _, name in ipairs({'failing', 'dead'}) do

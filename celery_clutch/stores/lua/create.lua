@@ -26,6 +26,6 @@ if not index then
 end
 redis.call('ZADD', index, now, ARGV[4])
 -- Longer than any of its runs, unless nothing is engaged for all that time.
-redis.call('PEXPIRE', index, 2 * math.max(ARGV[1], ARGV[2]))
+redis.call('PEXPIRE', index, 2 * math.max(ARGV[1], SUCCEEDED_TTL, FAILED_TTL))
 local horizon = string.format('%.6f', now - ARGV[5] / 1000)
 return {now, unpack(redis.call('ZRANGEBYSCORE', index, '-inf', horizon, 'LIMIT', 0, 10))}

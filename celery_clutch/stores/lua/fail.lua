@@ -43,6 +43,7 @@ local function record()
       take_turn(event, ARGV[i], ARGV[i + 1], number(ARGV[i + 2]), number(ARGV[i + 3]), true)
     end
   end
+  drain(event)
   local fields = {'failing', head.failing, 'dead', head.dead}
   if head.ended then
     for _, name in ipairs({'state', 'ender', 'ended'}) do

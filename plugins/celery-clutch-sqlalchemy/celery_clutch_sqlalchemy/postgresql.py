@@ -35,6 +35,7 @@ from sqlalchemy.exc import DBAPIError
 from .schema import runs
 from .store import SQLAlchemyStore, replacing
 
+_KEPT = (State.RUNNING, State.SUCCEEDED, State.FAILED)  # a cancelled run as one that failed
 _RECHECK = 10.0  # seconds after which a waiting client looks at the state itself
 _OLD = ("42P01", "42703", "42883", "3F000")  # no such table, column, function or schema
 _REFUSED = ("08", "25", "28", "3D", "40", "42501", "53", "54", "55", "57", "58")
@@ -110,8 +111,8 @@ class PostgreSQLStore(SQLAlchemyStore):
 
     def _call(self, function: str, *args: Any) -> Any:
         """The row that *function* answers; one transaction."""
-        times = time.time(), self.options.ttl, self.options.result_ttl
-        sent = (self.options.prefix, *args, *times, f"{self.lock_timeout}s")
+        kept = [self.options.kept(state) for state in _KEPT]
+        sent = (self.options.prefix, *args, time.time(), *kept, f"{self.lock_timeout}s")
         query = f"SELECT * FROM clutch_{function}({', '.join(['%s'] * len(sent))})"
         return self._do(lambda connection: connection.exec_driver_sql(query, sent).one())
 

@@ -10,7 +10,7 @@ from ...tasks import prune
 
 
 class Command(BaseCommand):
-    help = "Deletes runs that have expired (clutch_ttl, clutch_result_ttl) from the result store."
+    help = "Deletes runs that have expired (clutch_ttl and the like) from the result store."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(

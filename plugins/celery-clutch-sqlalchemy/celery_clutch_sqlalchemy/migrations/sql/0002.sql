@@ -81,17 +81,32 @@ BEGIN
     RETURN v_work;
 END $$;
 --;
+-- Seconds a run is kept that is in this state.
+CREATE FUNCTION clutch_kept(
+    p_state text, p_ttl double precision, p_result_ttl double precision,
+    p_failed_ttl double precision
+) RETURNS double precision
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE p_state WHEN 'RUNNING' THEN p_ttl WHEN 'SUCCEEDED' THEN p_result_ttl
+        ELSE p_failed_ttl END
+$$;
+--;
 -- Writes what is new of a run.
-CREATE FUNCTION clutch_touch(p_work clutch_work, p_ttl double precision, p_result_ttl double precision)
-RETURNS void
+CREATE FUNCTION clutch_touch(
+    p_work clutch_work, p_ttl double precision, p_result_ttl double precision,
+    p_failed_ttl double precision
+) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE clutch_runs SET
         remaining = p_work.remaining, state = p_work.state, failing = p_work.failing,
-        dead = p_work.dead, ender = p_work.ender, ended_at = p_work.ended_at,
+        dead = p_work.dead, ender = p_work.ender,
+        -- What still ran when the run failed or was cancelled moves its end.
+        ended_at = CASE WHEN p_work.state IN ('FAILED', 'CANCELLED') THEN p_work.at_time
+            ELSE p_work.ended_at END,
         updated_at = p_work.at_time,
         expires_at = p_work.at_time
-            + CASE WHEN p_work.state = 'RUNNING' THEN p_ttl ELSE p_result_ttl END
+            + clutch_kept(p_work.state, p_ttl, p_result_ttl, p_failed_ttl)
     WHERE id = p_work.id;
 END $$;
 --;
@@ -239,7 +254,8 @@ END $$;
 CREATE FUNCTION clutch_begin(
     p_prefix text, p_run text, p_address text, p_generation bigint, p_owner text, p_limit bigint,
     p_turn bigint, p_page text, p_receipts text[], p_lapsed text,
-    p_now double precision, p_ttl double precision, p_result_ttl double precision, p_wait text,
+    p_now double precision, p_ttl double precision, p_result_ttl double precision,
+    p_failed_ttl double precision, p_wait text,
     OUT o_verdict integer, OUT o_held bytea, OUT o_owner text
 )
 LANGUAGE plpgsql AS $$
@@ -255,7 +271,7 @@ BEGIN
     PERFORM set_config('lock_timeout', p_wait, true);
     UPDATE clutch_runs SET
         updated_at = clutch_now(p_now),
-        expires_at = clutch_now(p_now) + CASE WHEN state = 'RUNNING' THEN p_ttl ELSE p_result_ttl END
+        expires_at = clutch_now(p_now) + clutch_kept(state, p_ttl, p_result_ttl, p_failed_ttl)
     WHERE prefix = p_prefix AND run = p_run AND expires_at > p_now
         AND state <> 'CANCELLED' AND generation = p_generation
     RETURNING id, updated_at INTO v_id, v_now;
@@ -308,7 +324,8 @@ END $$;
 CREATE FUNCTION clutch_complete(
     p_prefix text, p_run text, p_address text, p_value bytea, p_token text, p_info bytea,
     p_keys text[], p_values bytea[], p_told jsonb,
-    p_now double precision, p_ttl double precision, p_result_ttl double precision, p_wait text,
+    p_now double precision, p_ttl double precision, p_result_ttl double precision,
+    p_failed_ttl double precision, p_wait text,
     OUT o_remaining bigint, OUT o_fresh boolean, OUT o_generation bigint, OUT o_succeeded boolean,
     OUT o_settled text[], OUT o_due text[], OUT o_keys text[], OUT o_pages bytea[]
 )
@@ -383,7 +400,7 @@ BEGIN
         IF v_work.remaining = 0 AND v_work.state = 'RUNNING' THEN
             v_work := clutch_end(v_work, 'SUCCEEDED', p_token, 'end SUCCEEDED');
         END IF;
-        PERFORM clutch_touch(v_work, p_ttl, p_result_ttl);
+        PERFORM clutch_touch(v_work, p_ttl, p_result_ttl, p_failed_ttl);
     END IF;
     o_remaining := v_work.remaining;
     o_generation := v_work.generation;
@@ -395,7 +412,8 @@ END $$;
 CREATE FUNCTION clutch_fail(
     p_prefix text, p_run text, p_address text, p_generation bigint, p_failure bytea,
     p_attempt bigint, p_final bigint, p_token text, p_told jsonb,
-    p_now double precision, p_ttl double precision, p_result_ttl double precision, p_wait text,
+    p_now double precision, p_ttl double precision, p_result_ttl double precision,
+    p_failed_ttl double precision, p_wait text,
     OUT o_recorded boolean, OUT o_died boolean,
     OUT o_settled text[], OUT o_due text[], OUT o_keys text[], OUT o_pages bytea[]
 )
@@ -449,7 +467,7 @@ BEGIN
                 v_work := clutch_turn(v_work, v_each, true);
             END LOOP;
         END IF;
-        PERFORM clutch_touch(v_work, p_ttl, p_result_ttl);
+        PERFORM clutch_touch(v_work, p_ttl, p_result_ttl, p_failed_ttl);
     END IF;
     o_died := v_work.state = 'FAILED' AND p_token <> '' AND v_work.ender = p_token;
     o_settled := v_work.settled;
