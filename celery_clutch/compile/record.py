@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,6 +16,9 @@ from ..model.shape import Shape, checked
 from ..model.status import Failure, State, Status, isoformat
 from ..stores.base import Record
 from .header import Header
+
+SHOWN = 20
+"""How many failures, and how many kinds of them, a `Status` has at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,13 +209,18 @@ class Meta:
         return self.scopes.get("", Scope())
 
 
-def status(record: Record, *, step: str | None = None) -> Status:
-    """*record* as a `Status`.
+def status(
+    record: Record, *, step: str | None = None, limit: int | None = SHOWN, draining: int = 0
+) -> Status:
+    """*record* as a `Status`, with at most *limit* failures.
 
     With *step*, for an ``on_failure`` callback: the failures are those of the step, jobs that have
     recovered since included.
     """
     meta = Meta.loads(record.meta)
+    wanted = _failed(record, step)
+    # One at a time: tracebacks of a hundred thousand failures are not kept.
+    exceptions = Counter(_failure(record, address).exception for address in wanted)
     return Status(
         id=record.run,
         name=meta.name,
@@ -227,23 +236,36 @@ def status(record: Record, *, step: str | None = None) -> Status:
         ended_at=None if record.ended_at is None else isoformat(record.ended_at),
         parent=meta.parent.to_status() if meta.parent else None,
         step=step,
-        failures=tuple(failures(record, step=step)),
+        failures=tuple(_failure(record, address) for address in wanted[:limit]),
+        failure_count=len(wanted),
+        exceptions=dict(exceptions.most_common(SHOWN)),
+        draining=draining,
     )
 
 
-def failures(record: Record, *, step: str | None = None) -> list[Failure]:
-    """The failures of jobs without a result, by address; see `status` for *step*."""
+def failures(record: Record, *, limit: int | None = None, offset: int = 0) -> list[Failure]:
+    """The failures of jobs without a result, by address; at most *limit*, from *offset* on."""
+    end = None if limit is None else offset + limit
+    return [_failure(record, address) for address in _failed(record)[offset:end]]
+
+
+def _failed(record: Record, step: str | None = None) -> list[str]:
+    """The addresses of failures, in order; see `status` for *step*."""
     found = []
     for address in sorted(record.failures, key=_order):
         if step is None and address in record.finished:
             continue
         if step is not None and address != step and not address.startswith(f"{step}."):
             continue
-        try:
-            found.append(Failure.from_dict(orjson.loads(record.failures[address])))
-        except (KeyError, TypeError, ValueError) as exc:
-            raise CorruptRecord(f"the failure of job {address} cannot be read: {exc!r}") from None
+        found.append(address)
     return found
+
+
+def _failure(record: Record, address: str) -> Failure:
+    try:
+        return Failure.from_dict(orjson.loads(record.failures[address]))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise CorruptRecord(f"the failure of job {address} cannot be read: {exc!r}") from None
 
 
 def parent_header(parent: Parent, generation: int) -> Header:

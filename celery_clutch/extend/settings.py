@@ -46,8 +46,8 @@ class Settings:
     lease: float = 60.0
     grace: float = 30.0
     window: int = 2000
-    keep_results: bool = False
     failed_ttl: float = 22 * 86400
+    keep_results: bool = False
 
     @classmethod
     def of(cls, conf: Any) -> Settings:

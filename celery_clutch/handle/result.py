@@ -74,8 +74,15 @@ class ClutchResult:
         return self.state is State.FAILED
 
     def status(self) -> Status:
-        """Everything that is known of the run; ``status().to_dict()`` is JSON-friendly."""
-        return record.status(self.record())
+        """What is known of the run; ``status().to_dict()`` is JSON-friendly.
+
+        It has 20 failures at most, and counts all of them.
+        """
+        found = self.record()
+        draining = 0
+        if found.state in (State.FAILED, State.CANCELLED):
+            draining = len(self._store.leases(self.id))
+        return record.status(found, draining=draining)
 
     def progress(self) -> Progress:
         """How many jobs are done, of how many, how fast, and how long the rest will take."""
@@ -109,9 +116,19 @@ class ClutchResult:
                     if status.state in ENDED:
                         return
 
-    def failures(self) -> list[Failure]:
-        """The latest failure of every job that is failing or dead, by address."""
-        return record.failures(self.record())
+    def failures(self, limit: int | None = None, offset: int = 0) -> list[Failure]:
+        """The latest failure of every job that is failing or dead, by address.
+
+        Args:
+            limit: how many at most; None for all.
+            offset: how many to leave out before.
+
+        Raises:
+            ValueError: a negative number.
+        """
+        if offset < 0 or (limit is not None and limit < 0):
+            raise ValueError(f"limit and offset must not be negative: {limit!r}, {offset!r}")
+        return record.failures(self.record(), limit=limit, offset=offset)
 
     def get(self, timeout: float | None = None, propagate: bool = True) -> list[Any]:
         """Wait for the end and return the results of the last step, always a list.

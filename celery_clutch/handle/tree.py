@@ -175,7 +175,10 @@ def build(
     nested: Mapping[str, Sequence[Tree]] | None = None,
 ) -> Tree:
     """The tree of a run, from what the store says of it; *nested* as in `record.held_runs`."""
-    status = record.status(found)
+    draining = 0
+    if found.state in (State.FAILED, State.CANCELLED):
+        draining = sum(each.lease is not None for each in executions.values())
+    status = record.status(found, limit=None, draining=draining)
     failures = {failure.address: failure for failure in status.failures}
     cancelled = found.state is State.CANCELLED
 
@@ -306,7 +309,7 @@ def lines(
 
 def headline(status: Status) -> str:
     """A run in one line."""
-    parts = [f"{status.name or ''} {status.id}".strip(), status.state, progress(status)]
+    parts = [f"{status.name or ''} {status.id}".strip(), state(status), progress(status)]
     if status.generation:
         parts.append(f"resumed {status.generation} times" if status.generation > 1 else "resumed")
     if status.ended_at:
@@ -319,6 +322,13 @@ def brief(run: Summary) -> str:
     """``"5/7, 1 failing"``, for tables."""
     trouble = [f"{n:,} {kind}" for kind in ("failing", "dead") if (n := getattr(run, kind))]
     return ", ".join([f"{run.done:,}/{run.jobs:,}", *trouble])
+
+
+def state(status: Status) -> str:
+    """``"FAILED (draining: 3 running)"``, or the state alone."""
+    if not status.draining:
+        return status.state
+    return f"{status.state} (draining: {status.draining:,} running)"
 
 
 def progress(run: Status | Summary) -> str:

@@ -97,7 +97,12 @@ class Status:
         created_at, updated_at, ended_at: UTC, ISO 8601; ``ended_at`` is None while running.
         parent: ``{"run": id, "address": address}`` of the job that nested this run, or None.
         step: in a callback, the address of the step it is about; else None.
-        failures: the failures of jobs that have no result yet, by address.
+        failures: the failures of jobs that have no result yet, by address, 20 at most;
+            `ClutchResult.failures` has all.
+        failure_count: how many there are.
+        exceptions: how many there are of each exception, by its qualified name, the most frequent
+            first, 20 at most.
+        draining: how many jobs still run of a run that has failed or was cancelled; 0 in callbacks.
     """
 
     id: str
@@ -115,6 +120,9 @@ class Status:
     parent: dict[str, str] | None
     step: str | None
     failures: tuple[Failure, ...]
+    failure_count: int = 0
+    exceptions: Mapping[str, int] = field(default_factory=dict)
+    draining: int = 0
 
     @property
     def progress(self) -> Progress:
@@ -131,6 +139,7 @@ class Status:
         data = {each.name: getattr(self, each.name) for each in fields(self)}
         data["state"] = str(self.state)
         data["tags"] = list(self.tags)
+        data["exceptions"] = dict(self.exceptions)
         data["failures"] = [failure.to_dict() for failure in self.failures]
         return data
 

@@ -174,4 +174,7 @@ statuses = st.builds(
     parent=st.none() | st.fixed_dictionaries({"run": words, "address": words}),
     step=st.none() | words,
     failures=st.lists(failures, max_size=3).map(tuple),
+    failure_count=st.integers(0, 99),
+    exceptions=st.dictionaries(words, st.integers(0, 99), max_size=3),
+    draining=st.integers(0, 99),
 )

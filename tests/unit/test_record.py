@@ -244,3 +244,43 @@ def test_a_failure_that_is_not_json_is_a_corrupt_record() -> None:
 def test_the_runs_that_jobs_wait_for() -> None:
     held = {"0": Held(b"", runs=("a", "b")).dumps(), "1.0": Held(b"1").dumps()}
     assert record.held_runs(run_record(held=held)) == {"0": ("a", "b")}
+
+
+def many(number: int) -> Record:
+    """A run with so many failures in step 1, every third of which is a KeyError."""
+    found = failed(*(f"1.{index}" for index in range(number)))
+    for index in range(0, number, 3):
+        found[f"1.{index}"]["exception"] = "KeyError"
+    return run_record(found)
+
+
+def test_a_status_has_the_first_20_failures_and_counts_all() -> None:
+    for step in (None, "1"):
+        status = record.status(many(2000), step=step)
+        assert [each.address for each in status.failures] == [f"1.{index}" for index in range(20)]
+        assert status.failure_count == 2000
+        assert status.exceptions == {"ValueError": 1333, "KeyError": 667}
+
+
+def test_what_a_handler_is_sent_is_bounded() -> None:
+    found = {
+        at: {**data, "message": "m" * 1000, "traceback": "t" * 4000}
+        for at, data in failed(*(f"1.{index}" for index in range(2000))).items()
+    }
+    assert len(orjson.dumps(record.status(run_record(found), step="1").to_dict())) < 120_000
+
+
+def test_of_exceptions_the_20_most_frequent_are_counted() -> None:
+    found = failed(*(f"1.{index}" for index in range(40)))
+    for index in range(30):
+        found[f"1.{index}"]["exception"] = f"Odd{index}"
+    status = record.status(run_record(found))
+    assert len(status.exceptions) == 20
+    assert (next(iter(status.exceptions)), status.failure_count) == ("ValueError", 40)
+
+
+def test_failures_by_page() -> None:
+    found = many(50)
+    pages = [record.failures(found, offset=at, limit=20) for at in (0, 20, 40, 60)]
+    assert [len(page) for page in pages] == [20, 20, 10, 0]
+    assert [each for page in pages for each in page] == record.failures(found)

@@ -178,6 +178,24 @@ def test_the_headline_of_a_run_that_was_resumed_and_has_ended() -> None:
     assert tree.headline(found.status) == line
 
 
+def test_a_run_that_has_failed_and_still_runs_is_draining() -> None:
+    root = plan.series([plan.parallel([Job("a")] * 3)])
+    running = {f"0.{index}": begun(NOW) for index in (1, 2)}
+    found = build(root, running, state=State.FAILED, dead=1)
+    assert "FAILED (draining: 2 running)" in tree.headline(found.status)
+    assert found.to_dict()["draining"] == 2
+    assert "draining" not in tree.headline(build(root, running).status)
+
+
+def test_the_tree_has_every_failure() -> None:
+    root = plan.series([plan.parallel([Job("a")] * 30)])
+    base = {"task": "a", "task_id": "", "exception": "E", "message": "", "traceback": ""}
+    more = {"attempt": 1, "final": True, "at": ""}
+    failures = {f"0.{i}": orjson.dumps({**base, **more, "address": f"0.{i}"}) for i in range(30)}
+    found = build(root, state=State.FAILED, dead=30, failures=failures)
+    assert found.root.states == {"dead": 30}
+
+
 def test_a_hundred_thousand_jobs() -> None:
     huge = plan.series([plan.parallel([Job("a")] * 100_000)])
     executions = {f"0.{index}": Execution(info=b"") for index in range(99_999)}
