@@ -561,7 +561,7 @@ def go_on(app: Celery, run: str, *, resumes: bool = False) -> None:
     meta = record.Meta.loads(found.meta)
     if resumes and found.state in (State.FAILED, State.CANCELLED):
         reopened = reopen(app, run)
-        if reopened is None:
+        if reopened is None or reopened[0].state is State.SUCCEEDED:
             return
         found, meta = reopened
     origin = meta.origin(run, found.generation)
@@ -598,7 +598,11 @@ def wait_for_nested(app: Celery, header: Header, data: bytes) -> None:
 
 
 def reopen(app: Celery, run: str) -> tuple[Record, record.Meta] | None:
-    """Raise the generation of *run*, for what is left of it; None if it is over, or gone."""
+    """Raise the generation of *run*, for what is left of it.
+
+    None if that was not to be done, or if the run is gone. A run of which nothing was left has
+    succeeded, and who waits for that is told.
+    """
     store = runtime(app).store
     found = store.patiently(store.read, run)
     if found is None or found.state is State.SUCCEEDED:
@@ -611,8 +615,8 @@ def reopen(app: Celery, run: str) -> tuple[Record, record.Meta] | None:
         return None
     meta = record.Meta.loads(found.meta)
     if found.state is State.SUCCEEDED:
+        handlers.finished(app, run)
         follow(app, meta.origin(run, found.generation), tuple(found.due), {})
-        return None
     return found, meta
 
 

@@ -14,6 +14,7 @@ from ..compile.canvas import Prepared
 from ..errors import AlreadyEngaged, StoreUnavailable
 from ..extend import observers
 from ..extend.plugins import runtime
+from ..model.status import State
 from ..stores.machine import ROOT
 from . import advance, eager
 
@@ -96,6 +97,8 @@ def resume(app: Celery, run: str) -> bool:
     if reopened is None:
         return False
     found, meta = reopened
+    if found.state is State.SUCCEEDED:
+        return True
     origin = meta.origin(run, found.generation)
     outbox = advance.Outbox(app, origin)
     if app.conf.task_always_eager:

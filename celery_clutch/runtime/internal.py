@@ -93,8 +93,11 @@ def collect(
     """Record what the task before returned: one that is not a ClutchTask, or a replacement."""
     attempt = Attempt(self.app, self.header(), self.request, self.name, COLLECTS)
     begun = attempt.begin()
-    if begun.verdict is Verdict.DROP or begun.verdict is Verdict.BUSY:
-        raise Ignore(f"run {attempt.header.run} was cancelled, resumed or forgotten, or a copy ran")
+    if begun.verdict is Verdict.BUSY or (begun.verdict is Verdict.DROP and not _is_kept(attempt)):
+        raise Ignore(
+            f"run {attempt.header.run} was forgotten, job {attempt.header.at} has failed, "
+            "or a copy ran"
+        )
     if begun.verdict is Verdict.DONE:
         if not attempt.repeat():
             put_off(self, attempt.header, FRESH)
@@ -109,6 +112,16 @@ def collect(
     self.request.chain = None
     # For the links of the job itself, whose place this task has taken, or for whoever has its id.
     return value if self.request.callbacks else attempt.kept(data)
+
+
+def _is_kept(attempt: Attempt) -> bool:
+    """Whether a value that nobody waits for any longer is recorded.
+
+    It is as with any job that was running when its run was cancelled or resumed.
+    """
+    header, store = attempt.header, attempt.store
+    peeked = store.patiently(store.peek, header.run)
+    return peeked is not None and (peeked[0] is State.CANCELLED or peeked[1] != header.generation)
 
 
 @shared_task(name=canvas.ON_ERROR, base=InternalTask)

@@ -546,8 +546,8 @@ class ResultStore(ABC):
         """Record a failed attempt of a job.
 
         The lease of the job is dropped, also if it is of another generation. Nothing else happens
-        when there is no such run or it is of another generation, or when this attempt or a later
-        one is recorded already (a final record replaces one of the same attempt that was not). A
+        when there is no such run or it is of another generation, or when this attempt, a later or
+        a final one is recorded already (a final record replaces those of attempts up to its own). A
         job that has a result is not counted as failing; otherwise it is counted once, as failing or
         as dead. The first dead job turns a RUNNING run FAILED (``died``), and ``"death
         <address>"`` is due if the run was created so.
@@ -591,11 +591,15 @@ class ResultStore(ABC):
     ) -> bool:
         """Compare and set: move a run of this *generation* from one of *sources* to *target*.
 
-        To RUNNING it is a resumption: the generation rises by one, failures, failed members and
-        what has been reported are forgotten, ``"page 0"`` is due, and a run with nothing remaining
-        becomes SUCCEEDED instead. Either way nothing that was due before is due any longer, but for
+        That is RUNNING or CANCELLED: the other states come of what jobs do. To RUNNING it is a
+        resumption: the generation rises by one, failures, failed members and what has been reported
+        are forgotten, ``"page 0"`` is due, and a run with nothing remaining becomes SUCCEEDED
+        instead. Either way nothing that was due before is due any longer, but for
         ``"failure ..."``, ``"success ..."``, ``"death ..."`` and ``"end ..."``: those are of what
         has happened. Returns whether it moved.
+
+        Raises:
+            ValueError: *target* is another state.
         """
 
     @abstractmethod

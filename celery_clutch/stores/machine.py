@@ -350,6 +350,8 @@ class TransactionalStore(ResultStore):
             known = rows.get("failure", failed.address)
             before = (0, False) if known is None else _flags(known)[:2]
             news = before < (failed.attempt, failed.final)
+            if before[1] and not failed.final:
+                news = False  # a job that is dead stays so until it has a result
             settled = self._failed(rows, failed, known) if news else []
             retry = failed.retry[0] if failed.retry else ""
             due = _new(rows) if news else _due(rows, failed.address)
@@ -425,6 +427,8 @@ class TransactionalStore(ResultStore):
     def transition(
         self, run: str, sources: Iterable[State], target: State, generation: int
     ) -> bool:
+        if target not in (State.RUNNING, State.CANCELLED):
+            raise ValueError(f"a run is {target.value} by what its jobs do, not by a transition")
         with self.transaction(run) as rows:
             if rows is None or rows.head.generation != generation:
                 return False
@@ -435,7 +439,7 @@ class TransactionalStore(ResultStore):
                 _resume(rows)
             else:
                 _forget_messages(rows)
-                _end(rows, target)
+                _end(rows, State.CANCELLED)
             self._touch(head)
         self.notify(run)
         return True

@@ -544,11 +544,17 @@ class StoreContract:
         assert done.due == ("end SUCCEEDED",)
         assert _read(store, "r").state is State.SUCCEEDED
 
-    def test_a_dead_job_may_live_on(self, store: ResultStore) -> None:
+    def test_a_final_failure_stays(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 1)
-        _fail(store, "r", "0", attempt=1, final=True)
-        _fail(store, "r", "0", attempt=2, final=False)
-        assert _counts(store, "r") == (0, 1, 0), "a job is counted once, as its last failure says"
+        _fail(store, "r", "0", attempt=1, final=True, failure=b"final")
+        late = _fail(store, "r", "0", attempt=2, final=False, retry=("job 0", 1.0))
+        assert late == Failed(), "a final one is recorded already"
+        record = _read(store, "r")
+        assert (record.state, record.failing, record.dead) == (State.FAILED, 0, 1)
+        assert (record.failures, record.due) == ({"0": b"final"}, {})
+        assert _fail(store, "r", "0", attempt=2, final=True, failure=b"later").recorded
+        assert _read(store, "r").failures == {"0": b"later"}
+        assert _counts(store, "r") == (0, 0, 1)
         assert _complete(store, "r", "0").succeeded, "no dead job is left: RUNNING, then SUCCEEDED"
 
     def test_every_result_of_many_writers_counts_once(self, store: ResultStore) -> None:
@@ -1148,14 +1154,21 @@ class StoreContract:
         assert not store.transition("r", [State.RUNNING], State.CANCELLED, 1), "another generation"
         assert _read(store, "r") == before, "nothing happens where it does not move"
 
-    @pytest.mark.parametrize("target", [State.CANCELLED, State.FAILED])
-    def test_transition_sets(self, store: ResultStore, target: State) -> None:
+    def test_transition_sets(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 1)
-        assert store.transition("r", iter([State.FAILED, State.RUNNING]), target, 0)
+        assert store.transition("r", iter([State.FAILED, State.RUNNING]), State.CANCELLED, 0)
         record = _read(store, "r")
-        assert (record.state, record.generation, record.remaining) == (target, 0, 1)
+        assert (record.state, record.generation, record.remaining) == (State.CANCELLED, 0, 1)
         assert record.ended_at is not None
-        assert store.peek("r") == (target, 0)
+        assert store.peek("r") == (State.CANCELLED, 0)
+
+    @pytest.mark.parametrize("target", [State.SUCCEEDED, State.FAILED])
+    def test_only_jobs_let_a_run_succeed_or_fail(self, store: ResultStore, target: State) -> None:
+        store.create("r", b"", {}, 1, ends=list(State))
+        before = _read(store, "r")
+        with pytest.raises(ValueError, match=target.value):
+            store.transition("r", [State.RUNNING], target, 0)
+        assert _read(store, "r") == before
 
     def test_cancel_forgets_messages(self, store: ResultStore) -> None:
         told = ["failure 1", "success 1", "death 3", "end SUCCEEDED"]

@@ -18,7 +18,7 @@ from celery_clutch.errors import (
     RunNotFound,
 )
 
-from .app import fail, fail_unless, get_inside, hold, plain, retry, seen, total, value
+from .app import fail, fail_unless, get_inside, hold, plain, plain_retry, retry, seen, total, value
 from .lab import Gate, Lab, handlers, new_tag, until
 
 
@@ -204,6 +204,19 @@ def test_cancel_while_a_job_runs(lab: Lab, tag: str) -> None:
     assert run.results("0") == ["held", 1]
     assert not lab.ran(run)["1"]
     assert lab.kinds(tag) == {}
+
+
+def test_cancel_while_a_plain_job_runs(lab: Lab, tag: str) -> None:
+    run = Clutch(plain_retry.s(0, "held", tag), value.s("next")).engage()
+    until(lambda: lab.ran(run)["0"], "for the job to start")
+    assert run.cancel()
+    lab.raise_flag(tag)
+    lab.settle()
+    assert run.state is State.CANCELLED
+    assert run.results("0") == "held"
+    assert run.resume()
+    assert run.get(timeout=30) == ["next"]
+    assert lab.ran(run) == {"0": 1, "1": 1}
 
 
 def test_cancel_of_what_has_ended(lab: Lab) -> None:

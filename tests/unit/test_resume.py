@@ -7,11 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from celery import Task
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_clutch import Clutch, ClutchResult, ClutchTask, State, parallel, previous_results
+from celery_clutch import (
+    Clutch,
+    ClutchResult,
+    ClutchTask,
+    State,
+    parallel,
+    previous_results,
+    signals,
+)
 from celery_clutch.extend.plugins import forget_runtime, runtime
 from celery_clutch.model import plan
 from celery_clutch.model.plan import Job, Node, Parallel, Scope, Series
@@ -99,7 +108,6 @@ def a_world(small: bool = False) -> Iterator[World]:
 
 
 bare = plans(scope=st.just(Scope()), max_leaves=25, narrow=True)
-own = plans(st.just(Job("t")), st.just(Scope()), max_leaves=25, narrow=True)
 
 
 def some_jobs(root: Series) -> st.SearchStrategy[set[str]]:
@@ -143,9 +151,7 @@ def test_however_often_it_fails(root: Series, small: bool, data: st.DataObject) 
         world.check(run, wanted, root)
 
 
-@given(
-    own, st.booleans(), st.data()
-)  # a plain task cannot be stopped, and has no result in a cancelled run
+@given(bare, st.booleans(), st.data())
 def test_what_was_cancelled_goes_on(root: Series, small: bool, data: st.DataObject) -> None:
     wanted = evaluate(root)
     failing = data.draw(some_jobs(root))
@@ -155,9 +161,33 @@ def test_what_was_cancelled_goes_on(root: Series, small: bool, data: st.DataObje
         world.cancelling |= cancelling
         run = world.build(root).engage()
         while run.state is not State.SUCCEEDED:
-            resumed = run.resume()
-            assert resumed or run.state is State.SUCCEEDED, "all of it was done"
+            assert run.resume() is True
         world.check(run, wanted, root)
+
+
+@pytest.mark.parametrize("kind", ["job", "plain"])
+def test_a_run_that_was_cancelled_in_its_last_job_is_done(kind: str) -> None:
+    with a_world() as world:
+        told: list[State] = []
+
+        @signals.clutch_finished.connect
+        def finished(sender: Any, event: Any, **_: Any) -> None:
+            told.append(event.state)
+
+        @world.app.task(name="well")
+        def well(status: dict[str, Any]) -> None:
+            told.append(status["state"])
+
+        world.cancelling.add("1")
+        clutch = Clutch(world.job, getattr(world, kind), app=world.app)
+        clutch.on_success = well.s()
+        run = clutch.engage()
+        assert (run.state, run.status().done) == (State.CANCELLED, 2)
+        assert run.resume() is True
+        assert run.get() == [value_of("1", [value_of("0", [])])]
+        assert world.returned == {"0": 1, "1": 1}, "what has a result is not run again"
+        assert told == [State.CANCELLED, State.SUCCEEDED, State.SUCCEEDED]
+        assert run.resume() is False
 
 
 def test_a_narrow_parallel_passes_over_what_is_done() -> None:

@@ -61,7 +61,12 @@ if current then
   if known then
     before, was_final = failure_flags(known)
   end
-  news = before < attempt or before == attempt and final and not was_final
+  -- A job that is dead stays so until it has a result.
+  if final then
+    news = before < attempt or before == attempt and not was_final
+  else
+    news = before < attempt and not was_final
+  end
 end
 if news then
   event.now = clock()

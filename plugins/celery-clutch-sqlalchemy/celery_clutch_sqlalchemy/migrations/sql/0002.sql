@@ -434,7 +434,9 @@ BEGIN
         RETURN;
     END IF;
     v_known := clutch_flags(clutch_get(v_work.id, 'failure', p_address));
-    o_recorded := (coalesce(v_known[1], 0), coalesce(v_known[2], 0)) < (p_attempt, p_final);
+    -- A job that is dead stays so until it has a result.
+    o_recorded := (coalesce(v_known[1], 0), coalesce(v_known[2], 0)) < (p_attempt, p_final)
+        AND p_final >= coalesce(v_known[2], 0);
     IF o_recorded THEN
         v_finished := EXISTS (
             SELECT FROM clutch_rows
