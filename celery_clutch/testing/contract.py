@@ -899,15 +899,15 @@ class StoreContract:
     def test_a_late_failure_changes_nothing_for_the_job(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 2, ends=[State.FAILED])
         _complete(store, "r", "0", b"value")
+        assert _fail(store, "r", "0", attempt=1, retry=("job 0", 1.0)).recorded
+        assert (_counts(store, "r"), _due(store, "r")) == ((1, 0, 0), {}), "it has a result"
         turn = Turn("0", "0.0", 1, 9)
-        late = _fail(store, "r", "0", final=True, failure=b"late", turns=[turn])
+        late = _fail(store, "r", "0", attempt=2, final=True, failure=b"late", turns=[turn])
         assert late == Failed(recorded=True), "a job that has a result does not die"
         record = _read(store, "r")
         assert _counts(store, "r") == (1, 0, 0), "a job that has a result is not counted"
         assert record.state is State.RUNNING
         assert (record.failures, record.finished) == ({"0": b"late"}, frozenset("0"))
-        assert _fail(store, "r", "0", attempt=2, retry=("job 0", 1.0)).recorded
-        assert (_counts(store, "r"), _due(store, "r")) == ((1, 0, 0), {}), "it has a result"
 
     def test_one_of_many_deaths_fails_the_run(self, store: ResultStore) -> None:
         stores = self._two(store)
