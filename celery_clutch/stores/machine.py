@@ -76,7 +76,14 @@ NOBODY = "-"
 OVER = b"over"
 """The mark of a branch that has ended, and not by a death."""
 
+RENEWED = 1.0
+"""Seconds for which the time that a run is kept need not be written again by what changes nothing
+else of its head; less where runs are not kept for long."""
+
 Load = Callable[[str, Sequence[str] | None], Mapping[str, bytes]]
+
+Wanted = Mapping[str, Sequence[str]]
+"""Keys of rows by kind."""
 
 
 @dataclass
@@ -133,6 +140,7 @@ class Rows:
     Args:
         head: of the run; written back at the end.
         load: reads rows of a kind: those with these keys, or with None all of them.
+        known: rows that were read already, by kind and key; None stands for one that is not there.
 
     Attributes:
         cleared: kinds of which every row is to be deleted, before what has *changed* is written.
@@ -141,13 +149,13 @@ class Rows:
 
     head: Head
     load: Load
+    known: dict[str, dict[str, bytes | None]] = field(default_factory=dict)
     cleared: set[str] = field(default_factory=set)
     changed: dict[str, dict[str, bytes | None]] = field(default_factory=dict)
-    _known: dict[str, dict[str, bytes | None]] = field(default_factory=dict)
 
     def fetch(self, kind: str, keys: Iterable[str]) -> None:
         """Read rows that are going to be asked for."""
-        known = self._known.setdefault(kind, {})
+        known = self.known.setdefault(kind, {})
         unknown = [key for key in keys if key not in known]
         if unknown and kind not in self.cleared:
             found = self.load(kind, unknown)
@@ -159,7 +167,7 @@ class Rows:
         if key in changed:
             return changed[key]
         self.fetch(kind, (key,))
-        return self._known[kind].get(key)
+        return self.known[kind].get(key)
 
     def items(self, kind: str) -> dict[str, bytes]:
         """All rows of a kind."""
@@ -171,13 +179,17 @@ class Rows:
 
     def put(self, kind: str, key: str, value: bytes | None) -> None:
         """Write a row, or delete it."""
-        self.changed.setdefault(kind, {})[key] = value
+        changed = self.changed.setdefault(kind, {})
+        if value is None and self.known.get(kind, {}).get(key, b"") is None:
+            changed.pop(key, None)  # there is nothing to delete
+        else:
+            changed[key] = value
 
     def clear(self, kind: str) -> None:
         """Delete all rows of a kind."""
         self.cleared.add(kind)
         self.changed.pop(kind, None)
-        self._known[kind] = {}
+        self.known[kind] = {}
 
     def number(self, kind: str, key: str) -> int:
         """A row that counts."""
@@ -200,8 +212,14 @@ class TransactionalStore(ResultStore):
     # --- what a store author writes ----------------------------------------------------------
 
     @abstractmethod
-    def transaction(self, run: str) -> AbstractContextManager[Rows | None]:
+    def transaction(
+        self, run: str, wanted: Wanted = NOTHING
+    ) -> AbstractContextManager[Rows | None]:
         """The rows of a run, for this caller alone; None if there is no such run.
+
+        *wanted* says which rows are going to be asked for, by kind: where a query costs a round
+        trip, read them all in one, and give them to `Rows` as ``known``. The head needs no
+        ``meta``.
 
         At the end of the block ``head``, ``cleared`` and ``changed`` are written, all of them or,
         after an exception, none.
@@ -261,10 +279,10 @@ class TransactionalStore(ResultStore):
             self.notify(run)
 
     def begin(self, claim: Claim) -> Begun:
-        with self.transaction(claim.run) as rows:
+        with self.transaction(claim.run, _asked(claim)) as rows:
             if rows is None or rows.head.drops(claim.generation):
                 return Begun(Verdict.DROP)
-            self._touch(rows.head)
+            self._renew(rows.head)
             for key in claim.receipts:
                 rows.put("due", key, None)
             if rows.get("result", claim.address) is not None:
@@ -294,7 +312,7 @@ class TransactionalStore(ResultStore):
             return Begun(Verdict.RUN)
 
     def complete(self, done: Completion) -> Completed:
-        with self.transaction(done.run) as rows:
+        with self.transaction(done.run, _completed(done)) as rows:
             if rows is None:
                 return Completed(-1)
             head = rows.head
@@ -340,7 +358,7 @@ class TransactionalStore(ResultStore):
         return settled
 
     def fail(self, failed: Attempted) -> Failed:
-        with self.transaction(failed.run) as rows:
+        with self.transaction(failed.run, _failed(failed)) as rows:
             if rows is None:
                 return Failed()
             rows.put("lease", failed.address, None)
@@ -529,6 +547,12 @@ class TransactionalStore(ResultStore):
     def notify(self, run: str) -> None:
         """Tell who waits for the run, or watches it, that it has changed."""
 
+    def _renew(self, head: Head) -> None:
+        """Renew the time to live of a run, unless that was done just now."""
+        lately = min(RENEWED, self.options.ttl / 100, self.options.result_ttl / 100)
+        if abs(time.time() - head.updated_at) > lately:
+            self._touch(head)
+
     def _touch(self, head: Head) -> None:
         """Renew the time to live of a run."""
         head.updated_at = time.time()
@@ -564,6 +588,56 @@ def record(head: Head, rows: Mapping[str, Mapping[str, bytes]]) -> Record:
         held=dict(rows.get("held", {})),
         due=due,
     )
+
+
+# --- what is read for sure -----------------------------------------------------------------------
+
+_OF_JOB = ("result", "failure", "held", "lease")
+"""The kinds of which a job has one row."""
+
+
+def _asked(claim: Claim) -> Wanted:
+    """The rows that `TransactionalStore.begin` reads."""
+    return {"due": claim.receipts, **{kind: [claim.address] for kind in _OF_JOB}}
+
+
+def _completed(done: Completion) -> Wanted:
+    """Those that `TransactionalStore.complete` reads if no barrier opens."""
+    wanted = _of_outcome(done.address)
+    _add_step(wanted, done.settles)
+    for barrier in done.barriers:
+        if barrier.width > 1:
+            wanted["barrier"].append(barrier.name)
+        else:
+            _add_step(wanted, barrier.settles)
+            _add_turn(wanted, barrier.turn)
+    return wanted
+
+
+def _failed(failed: Attempted) -> Wanted:
+    """Those that `TransactionalStore.fail` reads."""
+    wanted = _of_outcome(failed.address)
+    for settles in failed.settles:
+        _add_step(wanted, settles)
+    for turn in failed.turns:
+        _add_turn(wanted, turn)
+    return wanted
+
+
+def _of_outcome(address: str) -> dict[str, list[str]]:
+    wanted = {kind: [address] for kind in _OF_JOB}
+    return {**wanted, "barrier": [], "member": [], "mark": []}
+
+
+def _add_step(wanted: dict[str, list[str]], settles: Settles | None) -> None:
+    if settles is not None:
+        wanted["member"].append(f"{settles.step}/{settles.member}")
+        wanted["mark"] += [f"{what} {settles.step}" for what in ("settled", "failed", "reported")]
+
+
+def _add_turn(wanted: dict[str, list[str]], turn: Turn | None) -> None:
+    if turn is not None:
+        wanted["mark"] += [f"turn {turn.member}", f"taken {turn.address}"]
 
 
 # --- the rules ---------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ..model.status import State
-from .base import ENDED, StoreOptions
-from .machine import Head, Rows, TransactionalStore
+from .base import ENDED, NOTHING, StoreOptions
+from .machine import Head, Rows, TransactionalStore, Wanted
 
 Kinds = dict[str, dict[str, bytes]]
 
@@ -26,7 +26,7 @@ class MemoryStore(TransactionalStore):
         self._changed = threading.Condition()
 
     @contextmanager
-    def transaction(self, run: str) -> Iterator[Rows | None]:
+    def transaction(self, run: str, wanted: Wanted = NOTHING) -> Iterator[Rows | None]:
         with self._changed:
             found = self._get(run)
             if found is None:

@@ -43,6 +43,7 @@ from ..errors import ConfigurationError, CorruptRecord, MissingExtra, StoreUnava
 from ..model.status import State
 from .base import (
     ENDED,
+    NOTHING,
     TURNS,
     Attempted,
     Begun,
@@ -56,7 +57,7 @@ from .base import (
     Verdict,
     without_secrets,
 )
-from .machine import Head, Rows, TransactionalStore
+from .machine import Head, Rows, TransactionalStore, Wanted
 from .redis_url import connection
 
 try:
@@ -243,7 +244,7 @@ class RedisStore(TransactionalStore):
     # --- rows -----------------------------------------------------------------------------------
 
     @contextmanager
-    def transaction(self, run: str) -> Iterator[Rows | None]:
+    def transaction(self, run: str, wanted: Wanted = NOTHING) -> Iterator[Rows | None]:
         """The rows of a run; see `TransactionalStore.transaction`.
 
         Raises:

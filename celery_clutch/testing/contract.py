@@ -1434,7 +1434,10 @@ class StoreContract:
         assert store.wait("gone", LONG) is None
         for state in (State.FAILED, State.CANCELLED):
             store.create(state.value, b"", {}, 1)
-            store.transition(state.value, [State.RUNNING], state, 0)
+            if state is State.FAILED:
+                _fail(store, state.value, "0", final=True)
+            else:
+                store.transition(state.value, [State.RUNNING], state, 0)
             assert store.wait(state.value) is state
             assert store.wait(state.value, 0) is state
 

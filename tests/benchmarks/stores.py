@@ -1,8 +1,9 @@
-"""What each store costs a job: jobs a second, and round trips and transactions for each job.
+"""What each store costs a job: jobs a second, and round trips, statements and transactions of each.
 
 Four threads play workers: each begins and completes jobs of one wide run, with its settling step, its
 barrier, a change of the data now and then, and nothing else. Round trips are counted on the wire, by
-a proxy between the store and its server; transactions by the server (PostgreSQL).
+a proxy between the store and its server; statements by SQLAlchemy, those that begin and end a
+transaction included; transactions by the server (PostgreSQL).
 
     python tests/benchmarks/stores.py [--jobs 2000] [--repeat 3] [--only postgresql] [--out DIR]
 
@@ -15,6 +16,7 @@ more than two round trips, or two transactions, for a job; the others run the ru
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -51,6 +53,10 @@ POSTGRESQL = os.environ.get(
     "CLUTCH_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/test"
 )
 MARIADB = os.environ.get("CLUTCH_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1:3306/test")
+
+
+TITLES = {"turns": "round trips", "statements": "statements", "transactions": "transactions"}
+COUNTS = tuple(TITLES)
 
 
 class Proxy:
@@ -105,11 +111,13 @@ class Place:
     """A store under test, and how its server counts.
 
     Attributes:
+        turns, statements, transactions: how many there were so far.
         two: two round trips, and transactions, have to do for a job.
     """
 
     store: ResultStore
-    turns: Callable[[], int] = lambda: 0
+    turns: Callable[[], int] | None = None
+    statements: Callable[[], int] | None = None
     transactions: Callable[[], int] | None = None
     two: bool = False
 
@@ -137,6 +145,20 @@ def opened(url: str) -> ResultStore:
     return store
 
 
+def statements() -> Callable[[], int]:
+    """How many statements SQLAlchemy has sent from now on, in this process."""
+    from sqlalchemy import Engine, event
+
+    sent = itertools.count()
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def count(*_: Any) -> None:
+        next(sent)
+
+    # What a count will give next; looking at it gives nothing away.
+    return lambda: int(repr(sent)[6:-1])
+
+
 @contextmanager
 def memory() -> Iterator[Place]:
     yield Place(opened("memory://"))
@@ -155,7 +177,7 @@ def postgresql() -> Iterator[Place]:
     plain = POSTGRESQL.replace("+psycopg", "")
     with proxied(POSTGRESQL, 5432) as (url, proxy), psycopg.connect(plain, autocommit=True) as own:
         turns, transactions = lambda: proxy.turns, lambda: _postgresql_transactions(own)
-        yield Place(opened(url), turns, transactions, two=True)
+        yield Place(opened(url), turns, statements(), transactions, two=True)
 
 
 def _postgresql_transactions(own: Any) -> int:
@@ -167,13 +189,13 @@ def _postgresql_transactions(own: Any) -> int:
 @contextmanager
 def mariadb() -> Iterator[Place]:
     with proxied(MARIADB, 3306) as (url, proxy):
-        yield Place(opened(url), lambda: proxy.turns)
+        yield Place(opened(url), lambda: proxy.turns, statements())
 
 
 @contextmanager
 def sqlite() -> Iterator[Place]:
     with tempfile.TemporaryDirectory() as directory:
-        yield Place(opened(f"sqlite:///{directory}/clutch.db"))
+        yield Place(opened(f"sqlite:///{directory}/clutch.db"), statements=statements())
 
 
 @contextmanager
@@ -260,15 +282,15 @@ def play(store: ResultStore, jobs: int) -> None:
 
 
 def measure(place: Place, jobs: int) -> dict[str, float]:
-    turns, count = place.turns(), place.transactions
-    before = count() if count else 0
+    counts = {name: getattr(place, name) for name in COUNTS if getattr(place, name)}
+    before = {name: count() for name, count in counts.items()}
     started = time.perf_counter()
     play(place.store, jobs)
-    seconds = time.perf_counter() - started
-    found = {"rate": jobs / seconds, "round_trips": (place.turns() - turns) / jobs}
-    if count:
+    found = {"rate": jobs / (time.perf_counter() - started)}
+    if place.transactions:
         time.sleep(1.5)  # the server's statistics come late
-        found["transactions"] = (count() - before) / jobs
+    for name, count in counts.items():
+        found[name] = (count() - before[name]) / jobs
     return found
 
 
@@ -299,14 +321,16 @@ def main() -> int:
         for name, each in samples.items():
             rows[name] = {key: statistics.median(s[key] for s in each) for key in each[0]}
     base = rows.get("redis", {}).get("rate")
-    print(f"{'store':20} {'jobs/s':>8} {'redis = 1':>10} {'round trips':>12} {'transactions':>13}")
+    print(
+        f"{'store':20} {'jobs/s':>8} {'redis = 1':>10}", *(f"{TITLES[name]:>13}" for name in COUNTS)
+    )
     for name, row in rows.items():
         ratio = f"{row['rate'] / base:10.2f}" if base else " " * 10
         row["ratio"] = row["rate"] / base if base else None
-        commits = f"{row['transactions']:13.2f}" if "transactions" in row else ""
-        print(f"{name:20} {row['rate']:8.0f} {ratio} {row['round_trips']:12.2f} {commits}")
+        counted = (f"{row[each]:13.2f}" if each in row else " " * 13 for each in COUNTS)
+        print(f"{name:20} {row['rate']:8.0f} {ratio}", *counted)
         # The start and the end of a run, and a little for the other sessions of the server.
-        if places[name].two and max(row["round_trips"], row.get("transactions", 0)) > 2.1:
+        if places[name].two and max(row["turns"], row.get("transactions", 0)) > 2.1:
             print(f"  BAD more than two round trips, or transactions, a job: {name}")
             bad = True
     options.out.mkdir(parents=True, exist_ok=True)

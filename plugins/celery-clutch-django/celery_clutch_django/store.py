@@ -12,7 +12,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -31,8 +32,8 @@ from django.db.models import Count, FilteredRelation, OuterRef, Q, Subquery
 
 from celery_clutch import State
 from celery_clutch.errors import ConfigurationError, CorruptRecord, StoreUnavailable
-from celery_clutch.stores.base import ENDED, StoreOptions
-from celery_clutch.stores.machine import Head, Rows, TransactionalStore
+from celery_clutch.stores.base import ENDED, NOTHING, StoreOptions
+from celery_clutch.stores.machine import Head, Rows, TransactionalStore, Wanted
 
 from .models import Owner, Row, Run
 
@@ -43,9 +44,6 @@ _SINGLE = ("run", "name", "generation", "jobs", "remaining", "failing", "dead", 
 _TIMES = ("created_at", "updated_at", "ended_at", "expires_at")
 _COLUMNS = ("pk", "state", "tags", "ends", *_SINGLE, *_TIMES)
 """What a head is made of; ``meta`` may be large, and is read where it is asked for."""
-
-_OF_A_JOB = ("result", "lease", "failure", "held")
-"""Kinds that are asked for one after the other, with the same key."""
 
 _FAILED = (OperationalError, InterfaceError, InternalError, ProgrammingError)
 
@@ -73,7 +71,7 @@ class DjangoStore(TransactionalStore):
     # --- what the machine asks for ------------------------------------------------------------
 
     @contextmanager
-    def transaction(self, run: str) -> Iterator[Rows | None]:
+    def transaction(self, run: str, wanted: Wanted = NOTHING) -> Iterator[Rows | None]:
         with self._connection(), transaction.atomic(using=self.alias):
             found = self._locked(run).filter(expires_at__gt=time.time())
             columns = found.values_list(*_COLUMNS).first()
@@ -81,7 +79,7 @@ class DjangoStore(TransactionalStore):
                 yield None
                 return
             pk, before = columns[0], _head(columns)
-            rows = Rows(replace(before), _Loader(self, pk))
+            rows = Rows(replace(before), partial(self._load, pk), self._known(pk, wanted))
             yield rows
             self._write(pk, rows)
             if rows.head != before:
@@ -340,6 +338,27 @@ class DjangoStore(TransactionalStore):
             kind=kind,
         )
 
+    def _load(self, pk: int, kind: str, keys: Sequence[str] | None) -> dict[str, bytes]:
+        """Rows of a run that is locked."""
+        rows = self._of(Row).filter(run=pk, kind=kind)
+        return {
+            key: bytes(value)
+            for some in self._some(rows, keys)
+            for key, value in some.values_list("key", "value")
+        }
+
+    def _known(self, pk: int, wanted: Wanted) -> dict[str, dict[str, bytes | None]]:
+        """The rows of a run that are wanted, in one query; None where there is none."""
+        known: dict[str, dict[str, bytes | None]]
+        known = {kind: dict.fromkeys(keys) for kind, keys in wanted.items()}
+        keys = {key for some in wanted.values() for key in some}
+        if keys:
+            rows = self._of(Row).filter(run=pk, kind__in=list(wanted), key__in=keys)
+            for kind, key, value in rows.values_list("kind", "key", "value"):
+                if key in known[kind]:
+                    known[kind][key] = bytes(value)
+        return known
+
     def _owners(self) -> Any:
         return self._of(Owner).filter(prefix=self.options.prefix)
 
@@ -413,34 +432,6 @@ class DjangoStore(TransactionalStore):
             self._of(Row).filter(run__in=keys).delete()
             self._of(Run).filter(pk__in=keys)._raw_delete(self.alias)
         return len(keys)
-
-
-@dataclass
-class _Loader:
-    """Reads rows of a run that is locked, and those that will be asked for next along with them."""
-
-    store: DjangoStore
-    pk: int
-    _known: dict[str, dict[str, bytes]] = field(default_factory=dict)
-
-    def __call__(self, kind: str, keys: Sequence[str] | None) -> Mapping[str, bytes]:
-        if keys is not None and len(keys) == 1 and kind in _OF_A_JOB:
-            found = self._of_job(keys[0]).get(kind)
-            return {} if found is None else {keys[0]: found}
-        rows = self.store._of(Row).filter(run=self.pk, kind=kind)
-        return {
-            key: bytes(value)
-            for some in self.store._some(rows, keys)
-            for key, value in some.values_list("key", "value")
-        }
-
-    def _of_job(self, address: str) -> dict[str, bytes]:
-        """The rows of the job at *address* by kind, read once."""
-        if address not in self._known:
-            rows = self.store._of(Row).filter(run=self.pk, kind__in=_OF_A_JOB, key=address)
-            found = rows.values_list("kind", "value")
-            self._known[address] = {kind: bytes(value) for kind, value in found}
-        return self._known[address]
 
 
 def _head(columns: Sequence[Any]) -> Head:

@@ -118,8 +118,8 @@ def test_statements(alias: str) -> None:
     barriers = tuple(Barrier(name, 9, "page 1") for name in "abc")
     done = Completion("r", "0", 0, b"1", barriers=barriers[:1], changes={"k": b"1", "l": None})
     calls: dict[str, tuple[int, Callable[[], Any]]] = {
-        "begin": (7, lambda: begin(store, "r", "0")),
-        "complete": (8, lambda: store.complete(done)),
+        "begin": (5, lambda: begin(store, "r", "0")),
+        "complete": (7, lambda: store.complete(done)),
         "repeated": (5, lambda: store.complete(done)),
         "peek": (1, lambda: store.peek("r")),
         "read": (2, lambda: store.read("r")),

@@ -50,6 +50,7 @@ class PostgreSQLStore(SQLAlchemyStore):
     """
 
     scheme = "postgresql+psycopg"
+    together = False  # other tables are read as of when the statement began to wait
     defaults = {"connect_timeout": "5"}
     arguments = {"prepare_threshold": None}
 

@@ -7,7 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import orjson
@@ -18,8 +18,8 @@ from celery_clutch.errors import (
     StoreUnavailable,
 )
 from celery_clutch.model.status import State
-from celery_clutch.stores.base import StoreOptions, Summary, without_secrets
-from celery_clutch.stores.machine import Head, Rows, TransactionalStore
+from celery_clutch.stores.base import NOTHING, StoreOptions, Summary, without_secrets
+from celery_clutch.stores.machine import Head, Rows, TransactionalStore, Wanted
 from sqlalchemy import (
     URL,
     Connection,
@@ -57,7 +57,8 @@ _OURS = ("pool_size", "clutch_listen")  # of the query of a URL
 _COUNTS = ("jobs", "remaining", "generation", "failing", "dead")
 _TIMES = ("created_at", "updated_at", "ended_at", "expires_at")
 _CHANGING = ("state", "ender", *_COUNTS, *_TIMES)
-_HEAD = ("run", "meta", "name", "tags", "ends", *_CHANGING)
+_WRITTEN = ("run", "name", "tags", "ends", *_CHANGING)
+_HEAD = (*_WRITTEN, "meta")
 
 
 class SQLAlchemyStore(TransactionalStore):
@@ -76,6 +77,9 @@ class SQLAlchemyStore(TransactionalStore):
 
     arguments: Mapping[str, Any] = {}
     """What else the driver is to connect with."""
+
+    together = True
+    """Whether what is read by the statement that locks a run is as of when it has the lock."""
 
     lock_timeout = 4
     """Seconds for which a transaction waits for others."""
@@ -114,22 +118,45 @@ class SQLAlchemyStore(TransactionalStore):
     # --- rows ------------------------------------------------------------------------------
 
     @contextmanager
-    def transaction(self, run: str) -> Iterator[Rows | None]:
+    def transaction(self, run: str, wanted: Wanted = NOTHING) -> Iterator[Rows | None]:
         with self._writing() as connection:
-            key = {"its_prefix": self.options.prefix, "its_run": run, "moment": time.time()}
-            found = connection.execute(_LOCK, key).one_or_none()
-            if found is None:
+            found = connection.execute(self._locking(run, wanted)).all()
+            if not found:
                 yield None
                 return
+            id = found[0].id
             with self._reading(run):
-                head = _head(found)
-                work = Rows(replace(head), _Loader(connection, found.id))
+                head = _head(found[0])
+                known = self._known(wanted, found)
+                work = Rows(replace(head), _Loader(connection, id), known)
                 yield work
-            self._write(connection, found.id, work)
+            self._write(connection, id, work)
             if work.head != head:
                 values = {name: getattr(work.head, name) for name in _CHANGING}
-                values |= {"state": work.head.state.value, "its_id": found.id}
+                values |= {"state": work.head.state.value, "its_id": id}
                 connection.execute(_UPDATE, values)
+
+    def _locking(self, run: str, wanted: Wanted) -> Any:
+        """A query for the head of a run, locked, and for the rows that are wanted along with it."""
+        query = select(runs.c.id, *_columns(_WRITTEN)).where(self._is(run))
+        if self.together:
+            # SQLite finds these by its index, where it would look at every row for pairs.
+            keys = {key for some in wanted.values() for key in some}
+            among = rows.c.kind.in_(wanted), rows.c.key.in_(keys)
+            query = query.add_columns(rows.c.kind, rows.c.key, rows.c.value)
+            query = query.outerjoin_from(runs, rows, and_(rows.c.run_id == runs.c.id, *among))
+        return query.with_for_update()
+
+    def _known(self, wanted: Wanted, found: Sequence[Any]) -> dict[str, dict[str, bytes | None]]:
+        """The rows that `_locking` has found, and None for those that are wanted and not there."""
+        if not self.together:
+            return {}
+        known: dict[str, dict[str, bytes | None]]
+        known = {kind: dict.fromkeys(keys) for kind, keys in wanted.items()}
+        for row in found:
+            if row.kind is not None and row.key in known[row.kind]:
+                known[row.kind][row.key] = row.value
+        return known
 
     def insert(self, head: Head, rows: Mapping[str, Mapping[str, bytes]]) -> bool:
         values = {
@@ -190,7 +217,7 @@ class SQLAlchemyStore(TransactionalStore):
             at, run = before
             equal = and_(runs.c.created_at == at, runs.c.run < run)
             wanted.append(or_(runs.c.created_at < at, equal))
-        columns = _columns([name for name in _HEAD if name != "meta"])
+        columns = _columns(_WRITTEN)
         query = select(*columns, _DUE.label("due")).where(*wanted)
         query = query.order_by(runs.c.created_at.desc(), runs.c.run.desc()).limit(count)
         heads = []
@@ -386,7 +413,7 @@ class SQLAlchemyStore(TransactionalStore):
         written = []
         for kind, changed in work.changed.items():
             for some in _chunks([key for key, value in changed.items() if value is None]):
-                gone.append(and_(rows.c.kind == kind, rows.c.key.in_(some)))
+                gone.append(_these(kind, some))
             written += [(kind, key, value) for key, value in changed.items() if value is not None]
         if gone:
             connection.execute(delete(rows).where(rows.c.run_id == id, or_(*gone)))
@@ -432,12 +459,6 @@ def _head(row: Any) -> Head:
 
 # --- what is asked again and again is put together once -------------------------------------------
 
-_LOCK = (
-    select(runs.c.id, *_columns(_HEAD))
-    .where(runs.c.prefix == bindparam("its_prefix"), runs.c.run == bindparam("its_run"))
-    .where(runs.c.expires_at > bindparam("moment"))
-    .with_for_update()
-)
 _UPDATE = (
     update(runs)
     .where(runs.c.id == bindparam("its_id"))
@@ -449,41 +470,30 @@ _DUE = (
     .correlate(runs)
     .scalar_subquery()
 )
-_TOGETHER = ("result", "failure", "held", "lease")
-_OF_RUN = select(rows.c.key, rows.c.value).where(rows.c.run_id == bindparam("its_id"))
-_OF_KIND = _OF_RUN.where(rows.c.kind == bindparam("its_kind"))
-_ONE = _OF_KIND.where(rows.c.key == bindparam("its_key"))
-_OF_JOB = _OF_RUN.with_only_columns(rows.c.kind, rows.c.value).where(
-    rows.c.key == bindparam("its_key"), rows.c.kind.in_(_TOGETHER)
+_OF_KIND = select(rows.c.key, rows.c.value).where(
+    rows.c.run_id == bindparam("its_id"), rows.c.kind == bindparam("its_kind")
 )
 
 
-class _Loader:
-    """Reads rows of a run. Those of a job come together: who asks for one asks for others."""
+def _these(kind: str, keys: Sequence[str]) -> Any:
+    """Whether a row is of this kind, with one of these keys."""
+    return and_(rows.c.kind == kind, rows.c.key.in_(keys))
 
-    def __init__(self, connection: Connection, id: int) -> None:
-        self._connection = connection
-        self._id = id
-        self._jobs: dict[str, dict[str, bytes]] = {}
+
+@dataclass
+class _Loader:
+    """Reads rows of a run that is locked."""
+
+    connection: Connection
+    id: int
 
     def __call__(self, kind: str, keys: Sequence[str] | None) -> dict[str, bytes]:
-        if keys is None:
-            return self._pairs(_OF_KIND, its_kind=kind)
-        if len(keys) > 1:
-            found: dict[str, bytes] = {}
-            for some in _chunks(keys):
-                found.update(self._pairs(_OF_KIND.where(rows.c.key.in_(some)), its_kind=kind))
-            return found
-        (key,) = keys
-        if kind not in _TOGETHER:
-            return self._pairs(_ONE, its_kind=kind, its_key=key)
-        if key not in self._jobs:
-            self._jobs[key] = self._pairs(_OF_JOB, its_key=key)
-        return {key: self._jobs[key][kind]} if kind in self._jobs[key] else {}
-
-    def _pairs(self, query: Any, **values: Any) -> dict[str, bytes]:
-        found = self._connection.execute(query, {**values, "its_id": self._id})
-        return {name: value for name, value in found}
+        queries = [_OF_KIND]
+        if keys is not None:
+            queries = [_OF_KIND.where(rows.c.key.in_(some)) for some in _chunks(keys)]
+        values = {"its_id": self.id, "its_kind": kind}
+        found = (self.connection.execute(query, values) for query in queries)
+        return {key: value for each in found for key, value in each}
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

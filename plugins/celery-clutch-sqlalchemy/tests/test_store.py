@@ -36,7 +36,7 @@ from celery_clutch.stores.base import (
     Verdict,
 )
 from databases import SERVERS, open_store, plain, statements, until
-from sqlalchemy import Connection, make_url
+from sqlalchemy import Connection, Engine, event, make_url
 
 from celery_clutch_sqlalchemy.store import SQLAlchemyStore
 
@@ -51,7 +51,7 @@ def path(store: ResultStore) -> Calls:
     done = Completion("r", "0", 0, b"value", "t", step, barriers, changes={"a": b"2", "b": None})
     failed = Attempted("r", "1", 0, b"failure", 1, True, "t", (step, Settles("1", "1", 1)))
     return {
-        "begin": lambda: begin(store, "0", receipts=["page 1"]),
+        "begin": lambda: begin(store, "0", receipts=("page 1",)),
         "complete": lambda: store.complete(done),
         "fail": lambda: store.fail(failed),
     }
@@ -297,6 +297,28 @@ def test_a_record_that_cannot_be_read(store: SQLAlchemyStore, url: str, change: 
             pytest.fail(f"{name} with {change}")
 
 
+def test_statements_of_a_job(store: SQLAlchemyStore, url: str) -> None:
+    """One reads, whatever there is to read, and each that writes is needed; two are the
+    transaction's own."""
+    store.create("r", b"", {}, 9)
+    sent: list[str] = []
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def count(_: Any, __: Any, statement: str, *___: Any) -> None:
+        sent.append(statement)
+
+    barriers = Barrier("a", 9, "page 1"), Barrier("b", 9, "page 2")
+    more = {"settles": Settles("s", "m", 9), "barriers": barriers, "changes": {"k": b"1"}}
+    try:
+        assert begin(store, "0") is Verdict.RUN
+        begun = len(sent)
+        assert complete(store, "0", **more).fresh
+    finally:
+        event.remove(Engine, "before_cursor_execute", count)
+    one_call = url.startswith("postgresql")
+    assert (begun, len(sent) - begun) == ((1, 1) if one_call else (4, 6)), sent
+
+
 def test_rows_that_cannot_be_read(store: SQLAlchemyStore, url: str) -> None:
     store.create("r", b"", {}, 3, due={"page 0": 1.0})
     assert begin(store, "0") is Verdict.RUN
@@ -367,7 +389,7 @@ def test_a_deadlock_can_be_tried_again(store: SQLAlchemyStore, url: str, kind: s
         id = other.exec_driver_sql(own).scalar()
         # Much work, so that MariaDB takes the store's for the cheaper one to give up.
         other.exec_driver_sql(f"UPDATE clutch_rows SET value = '1.5 0 ' WHERE run_id = {id}")
-        call = pool.submit(begin, store, "7", receipts=["job 7"])
+        call = pool.submit(begin, store, "7", receipts=("job 7",))
         with plain(url, isolation_level="AUTOCOMMIT") as observer:
             until(lambda: blocked(observer, kind), "the store to wait for the other")
         other.exec_driver_sql(f"{own} FOR UPDATE")
