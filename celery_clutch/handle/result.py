@@ -209,7 +209,8 @@ class ClutchResult:
         found = self.record()
         sources = (State.RUNNING, State.FAILED)
         moved = self._store.transition(self.id, sources, State.CANCELLED, found.generation)
-        for nested in _waited_for(found):
+        # A job may have begun to wait for others meanwhile; from here on none does.
+        for nested in _waited_for(self._store.read(self.id)):
             if self._store.peek(nested):
                 ClutchResult(nested, self.app).cancel()
         if moved:
@@ -239,10 +240,15 @@ class ClutchResult:
         Returns whether there was one.
         """
         found = self._store.read(self.id)
-        if found is not None and record.Meta.loads(found.meta).parent and found.state not in ENDED:
-            self.cancel()  # the job that waits for it is told
+        if found is not None and found.state not in ENDED:
+            if record.Meta.loads(found.meta).parent:
+                self.cancel()  # the job that waits for it is told
+            else:
+                sources = (State.RUNNING, State.FAILED)
+                self._store.transition(self.id, sources, State.CANCELLED, found.generation)
+            found = self._store.read(self.id)  # from here on no job begins to wait for others
         ended = (record.nested(each.info) for each in self._store.executions(self.id).values())
-        for nested in (*(_waited_for(found) if found else ()), *chain.from_iterable(ended)):
+        for nested in (*_waited_for(found), *chain.from_iterable(ended)):
             ClutchResult(nested, self.app).forget()
         return self._store.delete(self.id)
 
@@ -361,6 +367,6 @@ def _locate(root: plan.Series, address: str) -> plan.Node:
     return node
 
 
-def _waited_for(found: Record) -> list[str]:
-    """The runs that jobs of a run wait for."""
-    return [*chain.from_iterable(record.held_runs(found).values())]
+def _waited_for(found: Record | None) -> list[str]:
+    """The runs that jobs of a run wait for; none of a run that is gone."""
+    return [*chain.from_iterable(record.held_runs(found).values())] if found else []

@@ -369,6 +369,7 @@ class ClutchTask(Task):
         )
         self.request.chain = self.request.callbacks = None
         if not wanted:
+            attempt.release()  # a resume runs the job again
             for nested in created:
                 store.delete(nested.run)
             raise Ignore(f"run {header.run} was cancelled, resumed or forgotten")
