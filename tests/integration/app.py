@@ -15,6 +15,7 @@ Tasks and the signal handler here note in Redis what happens, where the tests re
     many through each ``queue``, and ``bytes`` of all. Handlers count for the run "".
     ``it:ids:<run>``: the task id of each job, by address.
     ``it:flag:<name>``: a list that jobs wait on.
+    ``it:failing:<run>``: a hash, how often the job at an address is still to fail.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import celery
+import fakeredis
 import redis
 from celery import Celery, shared_task, signals
 from celery.exceptions import Ignore, Reject
@@ -86,12 +89,32 @@ def make_app(conf: Mapping[str, Any]) -> Celery:
     return made
 
 
-@functools.cache
+_local_notebook: redis.Redis | None = None
+
+
 def notebook() -> redis.Redis:
     """Where the tests and their workers write down what happens."""
+    return _local_notebook or _redis_notebook()
+
+
+@functools.cache
+def _redis_notebook() -> redis.Redis:
     return redis.Redis.from_url(
         database(1), decode_responses=True, socket_timeout=FLAG_PATIENCE + 10
     )
+
+
+@contextmanager
+def local_notebook() -> Iterator[None]:
+    """Write down in this process, where no worker of another process is asked."""
+    global _local_notebook
+    _local_notebook = fakeredis.FakeRedis(server=fakeredis.FakeServer(), decode_responses=True)
+    signals.before_task_publish.connect(count)
+    try:
+        yield
+    finally:
+        signals.before_task_publish.disconnect(count)
+        _local_notebook = None
 
 
 @inspect_command(name="clutch_it_busy")
@@ -120,9 +143,14 @@ def count(
     pipe.execute()
 
 
+def header(task: Any) -> dict[str, Any]:
+    """What the message of a running job says of its run; eager requests have it in `headers` only."""
+    return getattr(task.request, "clutch", None) or (task.request.headers or {}).get("clutch") or {}
+
+
 def ran(task: Any) -> None:
     """Note that the function of a job was called."""
-    job = getattr(task.request, "clutch", None)
+    job = header(task)
     if job:
         notebook().rpush(f"it:ran:{job['run']}", job["at"])
 
@@ -274,6 +302,28 @@ def hold(self: Any, flag: str, x: Any = None) -> Any:
     ran(self)
     wait_for(flag)
     return x
+
+
+# --- jobs of generated plans ----------------------------------------------------------------
+
+
+@shared_task(
+    name="it.job", bind=True, autoretry_for=(ValueError,), max_retries=3, default_retry_delay=0
+)
+def job(self: Any) -> str:
+    """Fail as often as the test has said, then return what the reference says."""
+    ran(self)
+    place = header(self)
+    if notebook().hincrby(f"it:failing:{place['run']}", place["at"], -1) >= 0:
+        raise ValueError(f"{place['at']} fails")
+    return value_of(place["at"], self.previous_results)
+
+
+@shared_task(name="it.plain_job", base=celery.Task, bind=True)
+def plain_job(self: Any) -> str:
+    """Return what the reference says, knowing nothing of clutches."""
+    ran(self)
+    return value_of(header(self)["at"], previous_results())
 
 
 # --- jobs that fail -------------------------------------------------------------------------
@@ -648,7 +698,7 @@ def stop_observing() -> None:
 def nest(task: Any, clutch: Clutch) -> str:
     """Engage *clutch* and note its id for the tests."""
     inner = clutch.engage()
-    job = getattr(task.request, "clutch", None)
+    job = header(task)
     if job:
         notebook().rpush(f"it:nested:{job['run']}", inner.id)
     return inner.id

@@ -116,13 +116,73 @@ class Worker:
         process.wait(5)
 
 
-class Lab:
+class Runs:
+    """An app, and what the tests ask about its runs, wherever these run."""
+
+    tasks = tasks
+    app: Celery
+    side = "side"
+    """A queue beside the default one."""
+    examples = 10
+    """How many generated plans a property test tries."""
+
+    def settle(self) -> None:
+        """Wait until nothing is queued, put off or running: whatever was to be sent was sent."""
+        raise NotImplementedError
+
+    def finish(self, run: ClutchResult) -> State:
+        """Wait until nothing is left to do; the state of *run* then."""
+        self.settle()
+        return run.state
+
+    def ran(self, run: ClutchResult | str) -> Counter[str]:
+        """How often the function of each job was called, by address."""
+        return Counter(self.order(run))
+
+    def order(self, run: ClutchResult | str) -> list[str]:
+        """The addresses of the jobs whose function was called, in that order."""
+        return list(tasks.notebook().lrange(f"it:ran:{getattr(run, 'id', run)}", 0, -1))
+
+    def notes(self, tag: str, kind: str | None = None) -> list[Any]:
+        """What the handlers of *tag* were told."""
+        found = map(json.loads, tasks.notebook().lrange(f"it:notes:{tag}", 0, -1))
+        return [each["status"] for each in found if kind in (None, each["kind"])]
+
+    def kinds(self, tag: str) -> Counter[str]:
+        """How often each kind of handler was called for *tag*."""
+        found = map(json.loads, tasks.notebook().lrange(f"it:notes:{tag}", 0, -1))
+        return Counter(each["kind"] for each in found)
+
+    def nested(self, run: ClutchResult) -> list[ClutchResult]:
+        """The runs nested in *run*, in the order in which they were engaged."""
+        found = tasks.notebook().lrange(f"it:nested:{run.id}", 0, -1)
+        return [ClutchResult(each, self.app) for each in found]
+
+    def sent(self, run: ClutchResult | str) -> dict[str, int]:
+        """How often each task was published for *run*; ``n`` and ``bytes`` of all of them."""
+        found = tasks.notebook().hgetall(f"it:sent:{getattr(run, 'id', run)}")
+        return {key: int(value) for key, value in found.items()}
+
+    def task_id(self, run: ClutchResult, address: str) -> str:
+        """The id of the message last sent for a job."""
+        ids = f"it:ids:{run.id}"
+        return until(lambda: tasks.notebook().hget(ids, address), f"for {address} to be sent")
+
+    def raise_flag(self, name: str) -> None:
+        """Let go all jobs that wait, or will wait, for the flag."""
+        tasks.notebook().rpush(f"it:flag:{name}", *["up"] * 100)
+
+    def let_fail(self, run: str, times: Mapping[str, int]) -> None:
+        """Have the jobs at these addresses fail so many times."""
+        if times:
+            tasks.notebook().hset(f"it:failing:{run}", mapping=times)
+
+
+class Lab(Runs):
     """An app on some broker, its workers, and what the tests ask about their runs.
 
     Every lab has queues of its own: ``queue`` (the default) and ``side``.
     """
-
-    tasks = tasks
 
     def __init__(self, name: str, directory: Path, **conf: Any) -> None:
         self.name = f"{name}-{uuid4().hex[:6]}"
@@ -237,8 +297,6 @@ class Lab:
             worker.start()
         until(self.busy, "for the workers to start again")
 
-    # --- runs -----------------------------------------------------------------------------
-
     def finish(self, run: ClutchResult, patience: float = PATIENCE) -> State:
         """Wait until the workers have nothing left to do; the state of *run* then."""
         self.settle(patience)
@@ -247,43 +305,6 @@ class Lab:
                 until(run.ready, patience=3)
             self.settle(patience)
         return run.state
-
-    def ran(self, run: ClutchResult | str) -> Counter[str]:
-        """How often the function of each job was called, by address."""
-        return Counter(self.order(run))
-
-    def order(self, run: ClutchResult | str) -> list[str]:
-        """The addresses of the jobs whose function was called, in that order."""
-        return list(tasks.notebook().lrange(f"it:ran:{getattr(run, 'id', run)}", 0, -1))
-
-    def notes(self, tag: str, kind: str | None = None) -> list[Any]:
-        """What the handlers of *tag* were told."""
-        found = map(json.loads, tasks.notebook().lrange(f"it:notes:{tag}", 0, -1))
-        return [each["status"] for each in found if kind in (None, each["kind"])]
-
-    def kinds(self, tag: str) -> Counter[str]:
-        """How often each kind of handler was called for *tag*."""
-        found = map(json.loads, tasks.notebook().lrange(f"it:notes:{tag}", 0, -1))
-        return Counter(each["kind"] for each in found)
-
-    def nested(self, run: ClutchResult) -> list[ClutchResult]:
-        """The runs nested in *run*, in the order in which they were engaged."""
-        found = tasks.notebook().lrange(f"it:nested:{run.id}", 0, -1)
-        return [ClutchResult(each, self.app) for each in found]
-
-    def sent(self, run: ClutchResult | str) -> dict[str, int]:
-        """How often each task was published for *run*; ``n`` and ``bytes`` of all of them."""
-        found = tasks.notebook().hgetall(f"it:sent:{getattr(run, 'id', run)}")
-        return {key: int(value) for key, value in found.items()}
-
-    def task_id(self, run: ClutchResult, address: str) -> str:
-        """The id of the message last sent for a job."""
-        ids = f"it:ids:{run.id}"
-        return until(lambda: tasks.notebook().hget(ids, address), f"for {address} to be sent")
-
-    def raise_flag(self, name: str) -> None:
-        """Let go all jobs that wait, or will wait, for the flag."""
-        tasks.notebook().rpush(f"it:flag:{name}", *["up"] * 100)
 
     def messages(self, queue: str) -> list[dict[str, Any]]:
         """What lies in a queue, oldest first."""

@@ -9,7 +9,7 @@ import pytest
 from celery_clutch import Clutch, State, parallel, series
 
 from . import app as tasks
-from .app import crowd, hold, nests, retry, seen, total, value
+from .app import append, crowd, hold, nests, retry, seen, total, value
 from .conftest import MakeLab
 from .lab import Gate, Lab, handlers, until
 
@@ -65,3 +65,13 @@ def test_a_copy_of_a_running_job_waits(lab: Lab, gate: Gate, tag: str) -> None:
     assert lab.finish(run) is State.SUCCEEDED
     assert lab.ran(run) == {"0": 1, "1": 1}
     assert lab.kinds(tag) == {"on_success": 1}
+
+
+def test_a_step_that_comes_twice_changes_the_data_once(lab: Lab, gate: Gate) -> None:
+    first = append.s("once")
+    run = Clutch(first, append.s("then"), queue=gate.queue, data={"list": {"items": []}}).engage()
+    copies = gate.copies()
+    gate.send(copies)
+    gate.open()
+    assert run.state is State.SUCCEEDED
+    assert run.data() == {"list": {"items": ["once", "then"]}}

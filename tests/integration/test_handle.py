@@ -18,7 +18,19 @@ from celery_clutch.errors import (
     RunNotFound,
 )
 
-from .app import fail, fail_unless, get_inside, hold, plain, plain_retry, retry, seen, total, value
+from .app import (
+    fail,
+    fail_unless,
+    get_inside,
+    hold,
+    plain,
+    plain_retry,
+    retry,
+    seen,
+    shared,
+    total,
+    value,
+)
 from .lab import Gate, Lab, handlers, new_tag, until
 
 
@@ -421,3 +433,12 @@ def test_waiting_ends_when_the_run_is_forgotten(lab: Lab, gate: Gate, tag: str) 
     with pytest.raises(RunNotFound):
         asyncio.run(main())
     gate.open()
+
+
+def test_forget_leaves_nothing_in_the_store(lab: Lab) -> None:
+    run = Clutch(shared.s(), data={"a": 1}).engage()
+    assert lab.finish(run) is State.SUCCEEDED
+    run.forget()
+    with pytest.raises(RunNotFound):
+        run.data()
+    assert not [key for key in lab.tasks.notebook().scan_iter(f"*{run.id}*") if "it:" not in key]

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from celery_clutch import Clutch, ClutchResult, State, parallel, series
-from celery_clutch.errors import ClutchCancelled
-
-from .app import (
+from integration.app import (
     exhaust,
     fail,
     fail_unless,
@@ -25,7 +21,10 @@ from .app import (
     seen,
     value,
 )
-from .lab import Lab, handlers, until
+from integration.lab import Runs, handlers, until
+
+from celery_clutch import Clutch, ClutchResult, State, parallel, series
+from celery_clutch.errors import ClutchCancelled
 
 
 def ended_before(inner: ClutchResult, outer: ClutchResult) -> bool:
@@ -33,7 +32,7 @@ def ended_before(inner: ClutchResult, outer: ClutchResult) -> bool:
     return first is not None and second is not None and first <= second
 
 
-def test_in_a_series(lab: Lab) -> None:
+def test_in_a_series(lab: Runs) -> None:
     run = series(value.s(1), nests.s(value.s("a"), seen.s("b")), seen.s("end")).engage()
     assert lab.finish(run) is State.SUCCEEDED
     assert run.get(timeout=1) == [["end", ["outer"]]]
@@ -43,7 +42,8 @@ def test_in_a_series(lab: Lab) -> None:
     assert ended_before(inner, run)
 
 
-def test_what_follows_waits(lab: Lab, tag: str) -> None:
+@pytest.mark.concurrent
+def test_what_follows_waits(lab: Runs, tag: str) -> None:
     run = series(nests.s(hold.s(tag)), value.s("end")).engage()
     (inner,) = until(lambda: lab.nested(run), "for the nested run")
     until(lambda: lab.ran(inner)["0"], "for the nested job")
@@ -56,13 +56,13 @@ def test_what_follows_waits(lab: Lab, tag: str) -> None:
 
 
 @pytest.mark.parametrize("returns", [None, 0, "", [1], {"a": "\u20ac"}])
-def test_the_job_keeps_its_value(lab: Lab, returns: object) -> None:
+def test_the_job_keeps_its_value(lab: Runs, returns: object) -> None:
     run = series(nests.s(value.s(1), returns=returns), seen.s()).engage()
     assert lab.finish(run) is State.SUCCEEDED
     assert run.get(timeout=1) == [[returns]]
 
 
-def test_at_the_end_and_alone(lab: Lab) -> None:
+def test_at_the_end_and_alone(lab: Runs) -> None:
     run = series(nests.s(value.s(1))).engage()
     assert lab.finish(run) is State.SUCCEEDED
     assert run.get(timeout=1) == ["outer"]
@@ -70,7 +70,7 @@ def test_at_the_end_and_alone(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("follows", [True, False], ids=["barrier", "at the end"])
-def test_in_a_parallel(lab: Lab, follows: bool) -> None:
+def test_in_a_parallel(lab: Runs, follows: bool) -> None:
     clutch = Clutch(parallel(nests.s(value.s(i), returns=i) for i in range(5)))
     if follows:
         clutch << seen.s()
@@ -82,7 +82,7 @@ def test_in_a_parallel(lab: Lab, follows: bool) -> None:
     assert len(lab.nested(run)) == 5
 
 
-def test_in_a_branch(lab: Lab) -> None:
+def test_in_a_branch(lab: Runs) -> None:
     branch = series(value.s(1), nests.s(value.s("x")), seen.s("after"))
     ending = series(value.s(2), nests_parallel.s(value.s("y"), value.s("z")))
     run = series(parallel(branch, ending), seen.s("end")).engage()
@@ -90,7 +90,7 @@ def test_in_a_branch(lab: Lab) -> None:
     assert run.get(timeout=1) == [["end", [["after", ["outer"]], "outer"]]]
 
 
-def test_parallel_inside(lab: Lab) -> None:
+def test_parallel_inside(lab: Runs) -> None:
     run = series(nests_parallel.s(value.s(1), plain.s(2), value.s(3)), value.s("end")).engage()
     assert lab.finish(run) is State.SUCCEEDED
     (inner,) = lab.nested(run)
@@ -98,7 +98,7 @@ def test_parallel_inside(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("where", ["series", "parallel", "parallel at the end"])
-def test_several_in_one_job(lab: Lab, tag: str, where: str) -> None:
+def test_several_in_one_job(lab: Runs, tag: str, where: str) -> None:
     job = nests_many.s(value.s(1), series_of_two(lab), value.s(3))
     clutch = {
         "series": series(job, seen.s("end")),
@@ -112,12 +112,12 @@ def test_several_in_one_job(lab: Lab, tag: str, where: str) -> None:
     assert all(ended_before(each, run) for each in inner)
 
 
-def series_of_two(lab: Lab) -> object:
+def series_of_two(lab: Runs) -> object:
     return nests.s(value.s("deep"), returns=[["x"]])
 
 
 @pytest.mark.parametrize("where", ["series", "parallel"])
-def test_three_levels(lab: Lab, where: str) -> None:
+def test_three_levels(lab: Runs, where: str) -> None:
     job = nests_deep.s(3, value.s("leaf"))
     beside = value.s("beside")
     clutch = series(job if where == "series" else parallel(job, beside), seen.s("end"))
@@ -132,20 +132,20 @@ def test_three_levels(lab: Lab, where: str) -> None:
     assert ended_before(three, two) and ended_before(two, one) and ended_before(one, run)
 
 
-def test_wide_inside(lab: Lab) -> None:
+def test_wide_inside(lab: Runs) -> None:
     run = series(nests_parallel.s(*[value.s(i) for i in range(130)]), value.s("end")).engage()
     assert lab.finish(run) is State.SUCCEEDED
     (inner,) = lab.nested(run)
     assert inner.results("0") == list(range(130))
 
 
-def test_empty_inside(lab: Lab) -> None:
+def test_empty_inside(lab: Runs) -> None:
     run = series(nests.s(), parallel(nests.s(), value.s(1)), value.s("end")).engage()
     assert lab.finish(run) is State.SUCCEEDED
     assert run.get(timeout=1) == ["end"]
 
 
-def test_nested_outside_a_run(lab: Lab) -> None:
+def test_nested_outside_a_run(lab: Runs) -> None:
     """A task that runs on its own engages a clutch of its own."""
     assert nests.delay(value.s(1)).get(timeout=30) == "outer"
     lab.settle()
@@ -155,7 +155,7 @@ def test_nested_outside_a_run(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("follows", [True, False], ids=["barrier", "at the end"])
-def test_retry_before_the_nested_engage(lab: Lab, tag: str, follows: bool) -> None:
+def test_retry_before_the_nested_engage(lab: Runs, tag: str, follows: bool) -> None:
     clutch = Clutch(**handlers(tag))
     with clutch.parallel():
         clutch << retry_then_nest.s(value.s("x")) << value.s(1)
@@ -171,7 +171,7 @@ def test_retry_before_the_nested_engage(lab: Lab, tag: str, follows: bool) -> No
 
 
 @pytest.mark.parametrize("where", ["series", "parallel"])
-def test_retry_after_the_nested_engage(lab: Lab, tag: str, where: str) -> None:
+def test_retry_after_the_nested_engage(lab: Runs, tag: str, where: str) -> None:
     job = nest_then_retry.s(value.s("x"))
     first = job if where == "series" else parallel(job, value.s(1))
     run = Clutch(first, value.s(2), **handlers(tag)).engage()
@@ -182,7 +182,7 @@ def test_retry_after_the_nested_engage(lab: Lab, tag: str, where: str) -> None:
     assert lab.kinds(tag) == {"on_failure": 1, "on_success": 1}
 
 
-def test_retries_inside(lab: Lab, tag: str) -> None:
+def test_retries_inside(lab: Runs, tag: str) -> None:
     run = Clutch(value.s(0), nests.s(retry.s(2, "x"), seen.s()), seen.s(), **handlers(tag)).engage()
     assert lab.finish(run) is State.SUCCEEDED
     (inner,) = lab.nested(run)
@@ -195,7 +195,7 @@ def test_retries_inside(lab: Lab, tag: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["series", "parallel"])
-def test_raising_after_the_nested_engage_starts_nothing(lab: Lab, tag: str, where: str) -> None:
+def test_raising_after_the_nested_engage_starts_nothing(lab: Runs, tag: str, where: str) -> None:
     job = nest_then_fail.s(value.s("x"))
     first = job if where == "series" else parallel(job, value.s(1))
     run = Clutch(first, value.s(2), **handlers(tag)).engage()
@@ -208,7 +208,7 @@ def test_raising_after_the_nested_engage_starts_nothing(lab: Lab, tag: str, wher
 
 
 @pytest.mark.parametrize("where", ["series", "parallel", "parallel at the end"])
-def test_a_nested_death_fails_the_outer_job(lab: Lab, tag: str, where: str) -> None:
+def test_a_nested_death_fails_the_outer_job(lab: Runs, tag: str, where: str) -> None:
     job = nests.s(value.s(1), exhaust.s(), value.s("never"))
     clutch = {
         "series": series(value.s(0), job, value.s("never")),
@@ -228,7 +228,7 @@ def test_a_nested_death_fails_the_outer_job(lab: Lab, tag: str, where: str) -> N
     assert not lab.ran(run)["2"]
 
 
-def test_a_death_three_levels_down_fails_all_above(lab: Lab, tag: str) -> None:
+def test_a_death_three_levels_down_fails_all_above(lab: Runs, tag: str) -> None:
     run = Clutch(nests_deep.s(3, fail.s("deep down")), value.s(1), **handlers(tag)).engage()
     assert lab.finish(run) is State.FAILED
     (one,) = lab.nested(run)
@@ -239,7 +239,7 @@ def test_a_death_three_levels_down_fails_all_above(lab: Lab, tag: str) -> None:
     assert lab.kinds(tag) == {"on_failure": 1, "on_death": 1}
 
 
-def test_one_of_several_nested_dies(lab: Lab, tag: str) -> None:
+def test_one_of_several_nested_dies(lab: Runs, tag: str) -> None:
     run = Clutch(nests_many.s(value.s(1), fail.s()), value.s("never"), **handlers(tag)).engage()
     assert lab.finish(run) is State.FAILED
     first, second = lab.nested(run)
@@ -248,7 +248,7 @@ def test_one_of_several_nested_dies(lab: Lab, tag: str) -> None:
     assert lab.ran(run) == {"0": 1}
 
 
-def test_a_plain_task_cannot_nest(lab: Lab) -> None:
+def test_a_plain_task_cannot_nest(lab: Runs) -> None:
     run = series(plain_nests.s()).engage()
     assert lab.finish(run) is State.SUCCEEDED
     assert run.get(timeout=1) == ["InvalidParent"]
@@ -257,7 +257,7 @@ def test_a_plain_task_cannot_nest(lab: Lab) -> None:
 # --- cancel and resume ----------------------------------------------------------------------
 
 
-def test_resume_after_a_nested_death(lab: Lab, tag: str) -> None:
+def test_resume_after_a_nested_death(lab: Runs, tag: str) -> None:
     job = nests.s(value.s(1), fail_unless.s(tag, "healed"), seen.s("inner end"))
     run = Clutch(value.s(0), job, seen.s("end"), **handlers(tag)).engage()
     assert lab.finish(run) is State.FAILED
@@ -272,7 +272,7 @@ def test_resume_after_a_nested_death(lab: Lab, tag: str) -> None:
     assert lab.ran(inner) == {"0": 1, "1": 2, "2": 1}
 
 
-def test_resume_of_the_nested_run_is_that_of_the_outer(lab: Lab, tag: str) -> None:
+def test_resume_of_the_nested_run_is_that_of_the_outer(lab: Runs, tag: str) -> None:
     job = nests.s(fail_unless.s(tag, "healed"))
     run = series(parallel(job, value.s("b")), seen.s("end")).engage()
     assert lab.finish(run) is State.FAILED
@@ -283,7 +283,8 @@ def test_resume_of_the_nested_run_is_that_of_the_outer(lab: Lab, tag: str) -> No
     assert run.get(timeout=1) == [["end", ["outer", "b"]]]
 
 
-def test_cancel_goes_down_and_resume_goes_on(lab: Lab, tag: str) -> None:
+@pytest.mark.concurrent
+def test_cancel_goes_down_and_resume_goes_on(lab: Runs, tag: str) -> None:
     job = nests.s(value.s(1), hold.s(tag, "held"), value.s(2))
     run = series(parallel(job, value.s("b")), seen.s("end")).engage()
     (inner,) = until(lambda: lab.nested(run), "for the nested run")
@@ -303,7 +304,7 @@ def test_cancel_goes_down_and_resume_goes_on(lab: Lab, tag: str) -> None:
     assert lab.ran(run) == {"0.0": 1, "0.1": 1, "1": 1}
 
 
-def test_forget_takes_what_has_ended_along(lab: Lab) -> None:
+def test_forget_takes_what_has_ended_along(lab: Runs) -> None:
     run = series(nests_deep.s(2, value.s(0)), nests_many.s(value.s(1), value.s(2))).engage()
     assert lab.finish(run) is State.SUCCEEDED
     inner = lab.nested(run)
@@ -316,7 +317,8 @@ def test_forget_takes_what_has_ended_along(lab: Lab) -> None:
             gone.state
 
 
-def test_forget_goes_down(lab: Lab, tag: str) -> None:
+@pytest.mark.concurrent
+def test_forget_goes_down(lab: Runs, tag: str) -> None:
     run = series(nests.s(hold.s(tag), value.s(2)), value.s("end")).engage()
     (inner,) = until(lambda: lab.nested(run), "for the nested run")
     until(lambda: lab.ran(inner)["0"], "for the nested job to be held")

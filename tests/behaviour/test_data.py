@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from celery_clutch import Clutch, Sequence, State, parallel, series
-from celery_clutch.errors import ClutchFailed, RunNotFound
-
-from .app import (
+from integration.app import (
     append,
     change,
     change_and_replace,
@@ -20,10 +16,13 @@ from .app import (
     spoil_and_replace,
     value,
 )
-from .lab import Gate, Lab, handlers, until
+from integration.lab import Runs, handlers, until
+
+from celery_clutch import Clutch, Sequence, State, parallel, series
+from celery_clutch.errors import ClutchFailed
 
 
-def test_steps_run_in_order_and_see_what_those_before_changed(lab: Lab, tag: str) -> None:
+def test_steps_run_in_order_and_see_what_those_before_changed(lab: Runs, tag: str) -> None:
     class Form(Sequence):
         steps = [
             change.s("message", {"text": "hi"}),
@@ -49,7 +48,7 @@ def test_steps_run_in_order_and_see_what_those_before_changed(lab: Lab, tag: str
     assert lab.kinds(tag) == {"on_success": 1}
 
 
-def test_a_failing_step_stops_the_sequence_until_its_retry_succeeds(lab: Lab, tag: str) -> None:
+def test_a_failing_step_stops_the_sequence_until_its_retry_succeeds(lab: Runs, tag: str) -> None:
     class Shaky(Sequence):
         steps = [change.s("a", 1), append.s("x", 2), change.s("b", 2)]
         on_failure = lab.tasks.note.s(tag, "on_failure")
@@ -62,7 +61,7 @@ def test_a_failing_step_stops_the_sequence_until_its_retry_succeeds(lab: Lab, ta
     assert lab.kinds(tag) == {"on_failure": 1}
 
 
-def test_a_dead_step_leaves_no_trace_and_resume_goes_on(lab: Lab, tag: str) -> None:
+def test_a_dead_step_leaves_no_trace_and_resume_goes_on(lab: Runs, tag: str) -> None:
     steps = (append.s("one"), fail_unless.s(tag), append.s("two"))
     run = Clutch(*steps, data={"list": {"items": []}}).engage()
     assert lab.finish(run) is State.FAILED
@@ -73,7 +72,8 @@ def test_a_dead_step_leaves_no_trace_and_resume_goes_on(lab: Lab, tag: str) -> N
     assert run.data() == {"list": {"items": ["one", "two"]}}
 
 
-def test_branches_merge_by_key_and_the_last_to_complete_wins(lab: Lab, tag: str) -> None:
+@pytest.mark.concurrent
+def test_branches_merge_by_key_and_the_last_to_complete_wins(lab: Runs, tag: str) -> None:
     late = change.s("same", "late", flag=tag)
     branches = [change.s("same", "early"), *(change.s(f"own {n}", n) for n in range(20))]
     run = Clutch(parallel(late, *branches), shared.s(), data={"same": "", "kept": 1}).engage()
@@ -84,17 +84,7 @@ def test_branches_merge_by_key_and_the_last_to_complete_wins(lab: Lab, tag: str)
     assert run.get(timeout=1) == [expected]
 
 
-def test_a_step_that_comes_twice_changes_the_data_once(lab: Lab, gate: Gate) -> None:
-    first = append.s("once")
-    run = Clutch(first, append.s("then"), queue=gate.queue, data={"list": {"items": []}}).engage()
-    copies = gate.copies()
-    gate.send(copies)
-    gate.open()
-    assert run.state is State.SUCCEEDED
-    assert run.data() == {"list": {"items": ["once", "then"]}}
-
-
-def test_a_key_can_be_taken_out(lab: Lab) -> None:
+def test_a_key_can_be_taken_out(lab: Runs) -> None:
     run = series(drop.s("gone"), shared.s())
     run.data = {"gone": [1], "stays": None}
     found = run.engage()
@@ -103,7 +93,7 @@ def test_a_key_can_be_taken_out(lab: Lab) -> None:
     assert found.data() == found.get(timeout=1)[0] == {"stays": None}
 
 
-def test_data_that_cannot_be_stored_fails_the_job(lab: Lab, tag: str) -> None:
+def test_data_that_cannot_be_stored_fails_the_job(lab: Runs, tag: str) -> None:
     run = Clutch(spoil.s(), value.s(1), data={"before": 1}, **handlers(tag)).engage()
     assert lab.finish(run) is State.FAILED
     with pytest.raises(ClutchFailed, match=r"NonJSONData: data\['bad'\]"):
@@ -112,21 +102,21 @@ def test_data_that_cannot_be_stored_fails_the_job(lab: Lab, tag: str) -> None:
     assert lab.kinds(tag) == {"on_failure": 1, "on_death": 1}
 
 
-def test_data_that_cannot_be_stored_fails_a_job_that_is_replaced(lab: Lab, tag: str) -> None:
+def test_data_that_cannot_be_stored_fails_a_job_that_is_replaced(lab: Runs, tag: str) -> None:
     run = Clutch(spoil_and_replace.s(value.s(1)), value.s(2), **handlers(tag)).engage()
     assert lab.finish(run) is State.FAILED
     assert lab.kinds(tag) == {"on_failure": 1, "on_death": 1}
     assert lab.ran(run) == {"0": 1}
 
 
-def test_a_job_that_is_replaced_keeps_its_changes(lab: Lab) -> None:
+def test_a_job_that_is_replaced_keeps_its_changes(lab: Runs) -> None:
     run = Clutch(change_and_replace.s(value.s("instead")), shared.s(), data={"a": 1}).engage()
     assert lab.finish(run) is State.SUCCEEDED
     assert run.results("0") == "instead"
     assert run.get(timeout=1) == [{"a": 1, "replaced": True}]
 
 
-def test_a_nested_clutch_has_data_of_its_own(lab: Lab) -> None:
+def test_a_nested_clutch_has_data_of_its_own(lab: Runs) -> None:
     inner = change.s("inner", 1), shared.s()
     run = Clutch(nests_sharing.s(*inner, shares=False, own={"x": 0}), shared.s(), data={"a": 1})
     found = run.engage()
@@ -136,7 +126,7 @@ def test_a_nested_clutch_has_data_of_its_own(lab: Lab) -> None:
     assert found.get(timeout=1) == [{"a": 1, "nesting": "changed after engage"}]
 
 
-def test_a_nested_clutch_shares_data_it_is_given(lab: Lab) -> None:
+def test_a_nested_clutch_shares_data_it_is_given(lab: Runs) -> None:
     inner = (shared.s(), drop.s("gone"), append.s("in", 1), change.s("b", 1))
     run = Clutch(
         nests_sharing.s(*inner),
@@ -152,19 +142,11 @@ def test_a_nested_clutch_shares_data_it_is_given(lab: Lab) -> None:
     assert run.results("0") == started
 
 
-def test_what_a_nested_clutch_does_not_change_is_not_set_back(lab: Lab, tag: str) -> None:
+@pytest.mark.concurrent
+def test_what_a_nested_clutch_does_not_change_is_not_set_back(lab: Runs, tag: str) -> None:
     nesting = nests_sharing.s(change.s("inner", 1, flag=tag))
     run = Clutch(parallel(nesting, change.s("a", 2)), shared.s(), data={"a": 1}).engage()
     until(lambda: lab.nested(run) and run.data()["a"] == 2)
     lab.raise_flag(tag)
     assert lab.finish(run) is State.SUCCEEDED
     assert run.get(timeout=1) == [{"a": 2, "inner": 1, "nesting": "changed after engage"}]
-
-
-def test_nothing_is_left_at_the_end(lab: Lab) -> None:
-    run = Clutch(shared.s(), data={"a": 1}).engage()
-    assert lab.finish(run) is State.SUCCEEDED
-    run.forget()
-    with pytest.raises(RunNotFound):
-        run.data()
-    assert not [key for key in lab.tasks.notebook().scan_iter(f"*{run.id}*") if "it:" not in key]
