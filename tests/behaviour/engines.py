@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from celery import bootsteps
 from celery.worker import state
 from integration import app as tasks
 from integration.lab import Runs, until
@@ -40,18 +41,34 @@ class Embedded(Runs):
 
     def __init__(self) -> None:
         self.app = tasks.make_app({})
+        self.consumer: Any = None
+        engine = self
+
+        class Remember(bootsteps.StartStopStep):  # type: ignore[misc]
+            """Celery's way to get at the consumer of a worker."""
+
+            def start(self, parent: Any) -> None:
+                engine.consumer = parent
+
+        self.app.steps["consumer"].add(Remember)
 
     def settle(self) -> None:
-        before: list[Any] = []
+        before: list[int] = []
 
         def quiet() -> bool:
             nonlocal before
-            queued = sum(queue.qsize() for queue in list(Channel.queues.values()))
-            now = [queued, len(state.reserved_requests), sum(state.total_count.values())]
+            now = [*self.left(), sum(state.total_count.values()), *self.left()]
             same, before = now == before, now
-            return same and not queued and not state.reserved_requests
+            return same and not any(self.left())
 
         until(quiet, "for the embedded worker to have nothing to do")
+
+    def left(self) -> list[int]:
+        """How many messages are queued, how many put off or at hand, and how many jobs run."""
+        queued = sum(queue.qsize() for queue in list(Channel.queues.values()))
+        delivered = self.consumer.task_consumer.channel.qos
+        at_hand = len(delivered._delivered) - len(delivered._dirty)
+        return [queued, at_hand, len(state.reserved_requests)]
 
 
 @contextmanager
