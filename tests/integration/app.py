@@ -475,10 +475,10 @@ def in_context(self: Any) -> list[Any]:
 
 
 @shared_task(name="it.replace", bind=True)
-def replace(self: Any, signature: Any) -> None:
+def replace(self: Any, signature: Any) -> Any:
     """Replace itself by *signature*."""
     ran(self)
-    raise self.replace(self.app.signature(signature))
+    return self.replace(self.app.signature(signature))
 
 
 @shared_task(name="it.unserialisable", bind=True)
@@ -561,19 +561,19 @@ def spoil(self: Any) -> None:
 
 
 @shared_task(name="it.spoil_and_replace", bind=True)
-def spoil_and_replace(self: Any, signature: Any) -> None:
+def spoil_and_replace(self: Any, signature: Any) -> Any:
     """Put into the data what has no JSON form, then be replaced by *signature*."""
     ran(self)
     self.data["bad"] = {1}
-    raise self.replace(self.app.signature(signature))
+    return self.replace(self.app.signature(signature))
 
 
 @shared_task(name="it.change_and_replace", bind=True)
-def change_and_replace(self: Any, signature: Any) -> None:
+def change_and_replace(self: Any, signature: Any) -> Any:
     """Change the data, then be replaced by *signature*."""
     ran(self)
     self.data["replaced"] = True
-    raise self.replace(self.app.signature(signature))
+    return self.replace(self.app.signature(signature))
 
 
 @shared_task(name="it.nests_sharing", bind=True)
@@ -609,6 +609,11 @@ def crowd(self: Any, tag: str, x: Any, flag: str = "") -> Any:
         time.sleep(0.01)  # so that others could be under way as well
     book.decr(now)
     return x
+
+
+def most(tag: str) -> int:
+    """How many jobs of *tag* were ever under way at once."""
+    return int(notebook().get(f"it:most:{tag}") or 0)
 
 
 @shared_task(name="it.kill_after_complete", bind=True)
