@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import orjson
-from celery import Celery
+from celery import Celery, states
 from celery.canvas import Signature
 from celery.exceptions import NotRegistered, Retry
 
@@ -42,7 +42,7 @@ def _run(app: Celery, tasks: list[Signature]) -> None:
     task, *rest = tasks
     collect = rest[0] if rest and rest[0].task == canvas.COLLECT else None
     try:
-        result = _apply(task)
+        result = _apply(task, plain=collect is not None)
     except NotRegistered as exc:
         _record(app, task, exc)
         return
@@ -66,10 +66,22 @@ def _record(app: Celery, task: Signature, exc: Exception) -> None:
     app.tasks[canvas.ON_ERROR](request, exc, None, job=header.to_dict())
 
 
-def _apply(task: Signature) -> Any:
-    """Apply *task* with its retries. Celery throws what asks for one where errors propagate."""
+def _apply(task: Signature, plain: bool) -> Any:
+    """Apply *task* with its retries, and again where a broker would bring its message back.
+
+    Celery throws what asks for a retry where errors propagate.
+    """
     while True:
         try:
-            return task.apply(throw=False)
+            result = task.apply(throw=False)
         except Retry as exc:
             task = exc.sig
+            continue
+        if plain or not _requeued(task, result):
+            return result
+
+
+def _requeued(task: Signature, result: Any) -> bool:
+    """Whether the job has put itself back: `clutch_max_starts` says how often it may."""
+    rejected = result.state == states.REJECTED
+    return rejected and bool(task.type.acks_late and result.result.requeue)

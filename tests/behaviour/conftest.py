@@ -23,9 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" in metafunc.fixturenames:
-        concurrent = metafunc.definition.get_closest_marker("concurrent")
+        no_eager = metafunc.definition.get_closest_marker("not_eager")
         metafunc.parametrize(
-            "engine", ENGINES[1:] if concurrent else ENGINES, indirect=True, scope="module"
+            "engine", ENGINES[1:] if no_eager else ENGINES, indirect=True, scope="module"
         )
 
 

@@ -72,7 +72,7 @@ def test_a_dead_step_leaves_no_trace_and_resume_goes_on(lab: Runs, tag: str) -> 
     assert run.data() == {"list": {"items": ["one", "two"]}}
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 def test_branches_merge_by_key_and_the_last_to_complete_wins(lab: Runs, tag: str) -> None:
     late = change.s("same", "late", flag=tag)
     branches = [change.s("same", "early"), *(change.s(f"own {n}", n) for n in range(20))]
@@ -142,7 +142,7 @@ def test_a_nested_clutch_shares_data_it_is_given(lab: Runs) -> None:
     assert run.results("0") == started
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 def test_what_a_nested_clutch_does_not_change_is_not_set_back(lab: Runs, tag: str) -> None:
     nesting = nests_sharing.s(change.s("inner", 1, flag=tag))
     run = Clutch(parallel(nesting, change.s("a", 2)), shared.s(), data={"a": 1}).engage()

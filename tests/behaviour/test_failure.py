@@ -21,7 +21,7 @@ from integration.lab import Runs, handlers, until
 from celery_clutch import Clutch, State, Status, parallel, series
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 @pytest.mark.parametrize("task", [retry, plain_retry], ids=["job", "plain"])
 def test_on_failure_is_sent_while_retries_go_on(lab: Runs, tag: str, task: object) -> None:
     clutch = Clutch(task.s(1, "x", tag), seen.s("end"), **handlers(tag))  # type: ignore[attr-defined]
@@ -84,7 +84,7 @@ def test_every_failing_step_is_told_of(lab: Runs, tag: str) -> None:
     assert lab.kinds(tag)["on_success"] == 1
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 def test_a_parallel_step_is_told_of_when_all_members_have_settled(lab: Runs, tag: str) -> None:
     clutch = Clutch(**handlers(tag))
     with clutch.parallel():

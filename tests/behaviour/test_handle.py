@@ -20,7 +20,7 @@ from celery_clutch.errors import (
 )
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 def test_a_run_from_running_to_succeeded(lab: Runs, tag: str) -> None:
     clutch = Clutch(value.s(1), hold.s(tag), name="nightly", tags=["eu", "big"])
     run = clutch.engage()
@@ -63,7 +63,7 @@ def test_what_is_missing_is_none_without_propagate(lab: Runs) -> None:
     assert run.get(timeout=1, propagate=False) == [1, None, 3]
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 def test_status_survives_json(lab: Runs, tag: str) -> None:
     run = Clutch(parallel(retry.s(1, flag=tag), fail.s("\u20ac"))).engage()
     until(lambda: len(run.failures()) == 2, "for both failures")
@@ -102,7 +102,7 @@ def test_two_engages_with_one_id(lab: Runs) -> None:
     assert lab.ran(run) == {"0": 1}
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 def test_get_gives_up(lab: Runs, tag: str) -> None:
     run = series(hold.s(tag)).engage()
     start = time.monotonic()
@@ -120,7 +120,7 @@ def test_get_inside_a_task_is_refused(lab: Runs) -> None:
     assert get_inside.delay(other.id).get(timeout=30) == "GetInsideTask"
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 def test_aget_does_not_block_the_loop(lab: Runs, tag: str) -> None:
     run = series(hold.s(tag, "held")).engage()
 
@@ -148,7 +148,7 @@ def test_aget_many_at_once(lab: Runs) -> None:
     assert asyncio.run(main()) == [[i] for i in range(20)]
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 def test_aget_of_a_failed_run_and_of_a_slow_one(lab: Runs, tag: str) -> None:
     failed, slow = series(fail.s()).engage(), series(hold.s(tag)).engage()
     with pytest.raises(ClutchFailed):
@@ -159,7 +159,7 @@ def test_aget_of_a_failed_run_and_of_a_slow_one(lab: Runs, tag: str) -> None:
     lab.settle()
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 def test_cancel_while_a_job_runs(lab: Runs, tag: str) -> None:
     run = Clutch(
         parallel(hold.s(tag, "held"), value.s(1)), value.s("never"), **handlers(tag)

@@ -45,7 +45,7 @@ def test_a_dead_branch_does_not_stop_the_others(lab: Runs, tag: str) -> None:
     assert {at for at, times in ran.items() if times > 1} == {"0.1", "0.2.0", "0.2.1"}
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 def test_cancel_and_resume(lab: Runs, tag: str) -> None:
     branches = [crowd.s(tag, i, tag) for i in range(12)]
     run = Clutch(parallel(branches, max_concurrency=2), seen.s()).engage()
@@ -61,7 +61,7 @@ def test_cancel_and_resume(lab: Runs, tag: str) -> None:
     assert most(tag) == 2
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 def test_what_has_started_goes_on(lab: Runs, tag: str) -> None:
     run = Clutch(retry.s(3, "late", tag), expires=1).engage()
     until(lambda: lab.ran(run)["0"] == 4)

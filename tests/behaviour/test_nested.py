@@ -42,7 +42,7 @@ def test_in_a_series(lab: Runs) -> None:
     assert ended_before(inner, run)
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 def test_what_follows_waits(lab: Runs, tag: str) -> None:
     run = series(nests.s(hold.s(tag)), value.s("end")).engage()
     (inner,) = until(lambda: lab.nested(run), "for the nested run")
@@ -283,7 +283,7 @@ def test_resume_of_the_nested_run_is_that_of_the_outer(lab: Runs, tag: str) -> N
     assert run.get(timeout=1) == [["end", ["outer", "b"]]]
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 def test_cancel_goes_down_and_resume_goes_on(lab: Runs, tag: str) -> None:
     job = nests.s(value.s(1), hold.s(tag, "held"), value.s(2))
     run = series(parallel(job, value.s("b")), seen.s("end")).engage()
@@ -317,7 +317,7 @@ def test_forget_takes_what_has_ended_along(lab: Runs) -> None:
             gone.state
 
 
-@pytest.mark.concurrent
+@pytest.mark.not_eager
 def test_forget_goes_down(lab: Runs, tag: str) -> None:
     run = series(nests.s(hold.s(tag), value.s(2)), value.s("end")).engage()
     (inner,) = until(lambda: lab.nested(run), "for the nested run")
