@@ -12,6 +12,7 @@ from integration.app import (
     autoretry,
     exhaust,
     fail,
+    fail_unless,
     gather,
     ignore,
     large,
@@ -24,13 +25,14 @@ from integration.app import (
     reject,
     replace,
     retry,
+    total,
     unserialisable,
     value,
 )
 from integration.lab import Runs
 from integration.places import ERRORS, PLACES, check, check_nested, engage
 
-from celery_clutch import State
+from celery_clutch import State, series
 
 # How a job can die: what to send, and the exception recorded for it.
 QUICK: dict[str, tuple[Callable[[Runs], Any], str]] = {
@@ -85,6 +87,31 @@ def everywhere(lab: Runs, victim: Any, exception: str, attempts: int = 1) -> Non
     for name, place in PLACES.items():
         check(found[name], exception, place, attempts)
     check_nested(found["nested"], exception)
+
+
+@pytest.mark.parametrize(
+    ("victim", "words"),
+    [
+        (unserialisable, ["job 0 ", "$['inner'][1]"]),
+        (large, ["200,002 bytes", "100,000"]),
+    ],
+)
+def test_a_result_that_cannot_be_stored_is_explained(
+    lab: Runs, victim: Any, words: list[str]
+) -> None:
+    run = series(victim.s()).engage()
+    lab.settle()
+    (failure,) = run.failures()
+    assert all(word in failure.message for word in words), failure.message
+
+
+def test_a_replacement_that_has_failed_runs_again_after_a_resume(lab: Runs, tag: str) -> None:
+    run = series(replace.s(fail_unless.s(tag, 5)), total.s(1)).engage()
+    assert lab.finish(run) is State.FAILED
+    lab.raise_flag(tag)
+    assert run.resume()
+    assert lab.finish(run) is State.SUCCEEDED
+    assert run.get(timeout=1) == [6]
 
 
 # --- ends that are none ---------------------------------------------------------------------

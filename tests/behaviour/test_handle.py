@@ -7,12 +7,13 @@ import json
 import time
 
 import pytest
-from integration.app import fail, fail_unless, get_inside, hold, retry, seen, total, value
+from integration.app import cancels, fail, fail_unless, get_inside, hold, retry, seen, total, value
 from integration.lab import Runs, handlers, new_tag, until
 
 from celery_clutch import Clutch, ClutchResult, Progress, State, Status, parallel, series
 from celery_clutch.errors import (
     AlreadyEngaged,
+    ClutchCancelled,
     ClutchFailed,
     ClutchTimeout,
     MissingResult,
@@ -172,6 +173,19 @@ def test_cancel_while_a_job_runs(lab: Runs, tag: str) -> None:
     assert run.results("0") == ["held", 1]
     assert not lab.ran(run)["1"]
     assert lab.kinds(tag) == {}
+
+
+def test_a_job_that_cancels_its_run_has_its_result(lab: Runs, tag: str) -> None:
+    run = Clutch(cancels.s(), value.s(1), **handlers(tag)).engage()
+    assert lab.finish(run) is State.CANCELLED
+    assert run.results("0") is True
+    assert lab.ran(run) == {"0": 1}
+    with pytest.raises(ClutchCancelled):
+        run.get(timeout=1)
+    assert run.cancel() is False
+    assert run.resume() is True
+    assert lab.finish(run) is State.SUCCEEDED
+    assert run.get(timeout=1) == [1]
 
 
 def test_cancel_of_what_has_ended(lab: Runs) -> None:

@@ -283,6 +283,19 @@ def test_resume_of_the_nested_run_is_that_of_the_outer(lab: Runs, tag: str) -> N
     assert run.get(timeout=1) == [["end", ["outer", "b"]]]
 
 
+def test_a_nested_run_that_fails_again_fails_the_outer_again(lab: Runs, tag: str) -> None:
+    run = Clutch(nests.s(fail_unless.s(tag)), value.s("after")).engage()
+    for generation in range(2):
+        assert lab.finish(run) is State.FAILED
+        assert run.status().generation == generation
+        assert run.resume()
+    assert lab.finish(run) is State.FAILED
+    assert not lab.ran(run)["1"]
+    lab.raise_flag(tag)
+    assert run.resume()
+    assert lab.finish(run) is State.SUCCEEDED
+
+
 @pytest.mark.not_eager
 def test_cancel_goes_down_and_resume_goes_on(lab: Runs, tag: str) -> None:
     job = nests.s(value.s(1), hold.s(tag, "held"), value.s(2))

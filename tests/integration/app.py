@@ -512,6 +512,13 @@ def get_inside(self: Any, run: str) -> str:
     return "waited"
 
 
+@shared_task(name="it.cancels", bind=True)
+def cancels(self: Any) -> bool:
+    """Cancel the run of this job."""
+    ran(self)
+    return ClutchResult(header(self)["run"], self.app).cancel()
+
+
 # --- jobs that share data -------------------------------------------------------------------
 
 

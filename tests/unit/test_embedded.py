@@ -1,4 +1,4 @@
-"""Embedded workers: a Celery app run in this process, with no server."""
+"""Embedded workers: what only they have. What they have in common with others is in `tests/behaviour`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery, Task, current_app
+from celery import Celery, current_app
 
 import celery_clutch
 from celery_clutch import Clutch, ClutchResult, ClutchTask, State, parallel, series
-from celery_clutch.errors import ClutchError, ConfigurationError, GetInsideTask, RunNotFound
+from celery_clutch.errors import ClutchError, ConfigurationError, RunNotFound
 from celery_clutch.testing import embedded
 
 ROOT = Path(celery_clutch.__file__).resolve().parents[1]
@@ -80,12 +80,8 @@ class World:
             self.told.append("blocked")
             return "done"
 
-        @task(name="waits")
-        def waits(run: str) -> list[Any]:
-            return ClutchResult(run, self.app).get(timeout=5)
-
         self.add, self.flaky, self.outer = add, flaky, outer
-        self.tell, self.block, self.waits = tell, block, waits
+        self.tell, self.block = tell, block
 
 
 @pytest.fixture
@@ -98,8 +94,7 @@ def world() -> Iterator[World]:
 # --- what runs --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pool", ["threads", "solo"])
-def test_every_shape_runs(world: World, pool: str) -> None:
+def test_every_shape_runs_one_job_at_a_time(world: World) -> None:
     clutch = Clutch(on_failure=world.tell.s("on_failure"))
     clutch << world.add.s(1)
     with clutch.parallel():
@@ -107,7 +102,7 @@ def test_every_shape_runs(world: World, pool: str) -> None:
         with clutch.series():
             clutch << world.add.s(2) << world.add.s(3)
     clutch << world.add.s(1000)
-    with embedded(world.app, pool=pool):
+    with embedded(world.app, pool="solo"):
         run = clutch.engage()
         assert run.get(timeout=10) == [2 + 10 + 100 + 6 + 1000]
         assert run.state is State.SUCCEEDED
@@ -115,16 +110,6 @@ def test_every_shape_runs(world: World, pool: str) -> None:
     assert ("nested",) in world.told
     (status, what) = next(args for args in world.told if len(args) == 2)
     assert (status["step"], what) == ("1", "on_failure")
-
-
-def test_plain_tasks_run(world: World) -> None:
-    @world.task(base=Task)
-    def plain(number: int) -> int:
-        return number * 2
-
-    with embedded(world.app):
-        assert series(plain.s(4), world.add.s(1)).engage().get(timeout=10) == [9]
-        assert plain.delay(5).get(timeout=10) == 10
 
 
 def test_every_queue_is_consumed(world: World) -> None:
@@ -145,43 +130,11 @@ def test_tasks_defined_inside_are_known(world: World) -> None:
         assert Clutch(late).engage().get(timeout=10) == ["late"]
 
 
-def test_a_job_whose_replacement_has_failed_runs_again_after_a_resume(world: World) -> None:
-    broken = [True]
-
-    @world.task
-    def instead() -> int:
-        if broken:
-            raise ValueError("broken")
-        return 5
-
-    @world.task(bind=True)
-    def replaced(job: ClutchTask) -> None:
-        raise job.replace(instead.s())
-
-    with embedded(world.app):
-        run = series(replaced, world.add.s(1)).engage()
-        with pytest.raises(ClutchError, match="broken"):
-            run.get(timeout=10)
-        broken.clear()
-        assert run.resume()
-        assert run.get(timeout=10) == [6]
-
-
 @pytest.mark.slow
 def test_parallel_wider_than_celerys_memory_cache(world: World) -> None:
     with embedded(world.app):
         jobs = parallel(world.add.si(1) for _ in range(5_200))
         assert series(jobs, world.add.s(0)).engage().get(timeout=280) == [5_200]
-
-
-def test_waiting_in_a_job_is_refused(world: World) -> None:
-    with embedded(world.app):
-        run = Clutch(world.add.s(1)).engage()
-        assert run.get(timeout=10) == [1]
-        bad = Clutch(world.waits.s(run.id)).engage()
-        until(bad.ready)
-        (failure,) = bad.failures()
-        assert failure.exception == f"{GetInsideTask.__module__}.{GetInsideTask.__qualname__}"
 
 
 # --- the end of the block ------------------------------------------------------------------------

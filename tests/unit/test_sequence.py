@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_clutch import Clutch, ClutchResult, ClutchTask, Sequence, State, parallel
+from celery_clutch import Clutch, ClutchResult, ClutchTask, Sequence, parallel
 from celery_clutch.errors import (
     BuildError,
-    ClutchFailed,
     InvalidSequence,
     NonJSONData,
     ResultTooLarge,
@@ -134,54 +133,6 @@ def test_different_data_for_one_key_is_refused(tasks: Any) -> None:
     assert clutch.engage().get() == [{"a": 3}], "what is said outside goes before"
     with pytest.raises(BuildError, match="different data"):
         clutch << Inner(a=2)
-
-
-def test_a_step_that_fails_leaves_no_trace_in_the_data(eager: Celery) -> None:
-    attempts: list[Any] = []
-
-    @eager.task(bind=True, autoretry_for=(ValueError,), max_retries=2, default_retry_delay=0)
-    def shaky(self: ClutchTask) -> None:
-        attempts.append(list(self.data["list"]))
-        self.data["list"].append(self.request.retries)
-        self.data[f"attempt {self.request.retries}"] = True
-        del self.data["gone"]
-        if self.request.retries < 2:
-            raise ValueError("not yet")
-
-    class Shaky(Sequence):
-        steps = [shaky]
-
-    run = Shaky(list=[], gone=1).start()
-    assert attempts == [[], [], []], "each attempt sees the data as it was"
-    assert run.data() == {"list": [2], "attempt 2": True}
-
-
-def test_data_that_cannot_be_stored_fails_the_job(eager: Celery) -> None:
-    @eager.task(bind=True)
-    def spoil(self: ClutchTask) -> None:
-        self.data["fine"] = 1
-        self.data["bad"] = {"x": {1}}
-
-    run = Clutch(spoil, data={"before": 1}).engage()
-    assert run.state is State.FAILED
-    with pytest.raises(ClutchFailed, match=r"NonJSONData: data\['bad'\] .* at \$\['x'\]"):
-        run.get()
-    assert run.data() == {"before": 1}
-
-
-def test_data_that_cannot_be_stored_fails_a_job_that_is_replaced(eager: Celery) -> None:
-    @eager.task(bind=True)
-    def spoil(self: ClutchTask) -> None:
-        self.data["bad"] = {1}
-        raise self.replace(instead.si())
-
-    @eager.task
-    def instead() -> None: ...
-
-    run = Clutch(spoil, data={"before": 1}).engage()
-    assert run.state is State.FAILED
-    with pytest.raises(ClutchFailed, match=r"NonJSONData: data\['bad'\]"):
-        run.get()
 
 
 def test_outside_a_run_the_data_is_empty(eager: Celery) -> None:

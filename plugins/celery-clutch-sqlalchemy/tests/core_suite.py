@@ -1,4 +1,4 @@
-"""Runs the integration suite of celery-clutch with its runs in a new database of one kind.
+"""Runs the tests of celery-clutch on real workers with their runs in a new database of one kind.
 
 ::
 
@@ -15,7 +15,8 @@ from pathlib import Path
 
 from databases import database, open_store
 
-SUITE = Path(__file__).resolve().parents[3] / "tests" / "integration"
+TESTS = Path(__file__).resolve().parents[3] / "tests"
+SUITES = [str(TESTS / "behaviour"), str(TESTS / "integration")]
 
 
 def main(kind: str, *arguments: str) -> int:
@@ -24,8 +25,8 @@ def main(kind: str, *arguments: str) -> int:
         store.migrate()
         store.close()
         environ = {**os.environ, "CLUTCH_TEST_STORE": url}
-        command = [sys.executable, "-m", "pytest", *(arguments or [str(SUITE)])]
-        return subprocess.call(command, cwd=SUITE.parents[1], env=environ)
+        command = [sys.executable, "-m", "pytest", "-m", "integration", *(arguments or SUITES)]
+        return subprocess.call(command, cwd=TESTS.parent, env=environ)
 
 
 if __name__ == "__main__":
