@@ -109,12 +109,28 @@ def local_notebook() -> Iterator[None]:
     """Write down in this process, where no worker of another process is asked."""
     global _local_notebook
     _local_notebook = fakeredis.FakeRedis(server=fakeredis.FakeServer(), decode_responses=True)
+    try:
+        with counting():
+            yield
+    finally:
+        _local_notebook = None
+
+
+_counters = 0
+
+
+@contextmanager
+def counting() -> Iterator[None]:
+    """Note what this process publishes, while anyone wants that."""
+    global _counters
+    _counters += 1
     signals.before_task_publish.connect(count)
     try:
         yield
     finally:
-        signals.before_task_publish.disconnect(count)
-        _local_notebook = None
+        _counters -= 1
+        if not _counters:
+            signals.before_task_publish.disconnect(count)
 
 
 @inspect_command(name="clutch_it_busy")

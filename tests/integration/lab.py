@@ -14,14 +14,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import redis
-from celery import Celery, signals
+from celery import Celery
 
 import celery_clutch
 from celery_clutch import ClutchResult, State
@@ -200,7 +200,8 @@ class Lab(Runs):
             **conf,
         }
         self.app: Celery = tasks.make_app(self.conf)
-        signals.before_task_publish.connect(tasks.count)
+        self._counting = ExitStack()
+        self._counting.enter_context(tasks.counting())
         self.workers: list[Worker] = []
         self.broker = None if not options else redis.Redis.from_url(self.app.conf.broker_url)
 
@@ -224,6 +225,7 @@ class Lab(Runs):
         if self.broker is None:
             self.delete(self.queue, self.side)
         self.app.close()
+        self._counting.close()
 
     def busy(self) -> list[tuple[int, int]]:
         """What each worker says of itself; nothing if not all of them answer."""
