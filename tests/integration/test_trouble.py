@@ -164,7 +164,7 @@ def test_a_watch_asks_nothing_as_long_as_nothing_changes(
             before = asked()
             with pytest.raises(ClutchTimeout):
                 next(watching)
-            assert asked() - before == 1, "this question itself"
+            assert asked() - before <= 2, "this question itself, and that nobody listens any more"
 
 
 @pytest.fixture(scope="module")
