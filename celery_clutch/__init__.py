@@ -11,6 +11,7 @@ from .build.sequence import Sequence
 from .errors import ClutchError
 from .extend.hookspecs import hookimpl
 from .handle.result import ClutchResult
+from .model.reason import Reason
 from .model.status import Failure, Progress, State, Status
 from .runtime import internal as _internal
 from .runtime.task import ClutchTask, previous_results
@@ -23,6 +24,7 @@ __all__ = [
     "ClutchTask",
     "Failure",
     "Progress",
+    "Reason",
     "ResultStore",
     "Sequence",
     "State",

@@ -34,7 +34,7 @@
         ├── ClutchFailed       ``get`` on a run that has failed; carries ``failures``
         │   └── ClutchExpired  its jobs had not started by the deadline (``Clutch(expires=)``)
         ├── ClutchCancelled    ``get`` on a run that was cancelled
-        ├── ClutchTimeout      ``get`` waited for ``timeout`` seconds (also TimeoutError)
+        ├── ClutchTimeout      ``get`` waited in vain; carries ``reasons`` (also TimeoutError)
         └── GetInsideTask      ``get`` inside a task would block the worker
 """
 
@@ -44,6 +44,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .model.reason import Reason
     from .model.status import Failure
 
 
@@ -181,7 +182,11 @@ class ClutchCancelled(RunError):
 
 
 class ClutchTimeout(RunError, TimeoutError):
-    """The run did not end within the time given."""
+    """The run did not end within the time given; ``reasons`` says why, as `ClutchResult.why`."""
+
+    def __init__(self, message: str, reasons: Sequence[Reason] = ()) -> None:
+        super().__init__(message)
+        self.reasons = list(reasons)
 
 
 class GetInsideTask(RunError):

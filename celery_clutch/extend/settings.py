@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import ConfigurationError, NoStore
@@ -82,6 +82,10 @@ def _check_protocol(conf: Any) -> None:
             "task_protocol is 1, and such messages cannot carry what a job has to know of its run: "
             "leave the setting out, or set it to 2 (Celery's default)"
         )
+
+
+NAMES = tuple(f"clutch_{each.name}" for each in fields(Settings))
+"""Every setting."""
 
 
 def _number(conf: Any, name: str, default: float) -> float:

@@ -15,6 +15,7 @@ from celery import current_app
 from ..compile import canvas, compat, pages, record
 from ..errors import (
     ClutchCancelled,
+    ClutchError,
     ClutchExpired,
     ClutchFailed,
     ClutchTimeout,
@@ -25,12 +26,16 @@ from ..errors import (
 )
 from ..extend.plugins import runtime
 from ..model import codec, graph, plan, shape
+from ..model.reason import Reason
 from ..model.status import Failure, Progress, State, Status
-from ..runtime import engage
+from ..runtime import engage, workers
 from ..runtime.advance import follow
 from ..runtime.handlers import finished
 from ..stores.base import ENDED, Missing, Record, ResultStore
-from . import tree
+from . import snapshot, tree, why
+
+FEW = 1000
+"""A run of more jobs is not looked through when `get` has waited in vain."""
 
 
 class ClutchResult:
@@ -97,20 +102,25 @@ class ClutchResult:
         Args:
             timeout: seconds after which `ClutchTimeout` is raised; None watches for ever.
         """
-        news = _News(self.id, timeout)
+        news = _News(timeout)
         with closing(self._store.watch(self.id)) as waiting:
             for changed in waiting:
-                if (status := news.of(self.status() if changed else None)) is not None:
+                status = self.status() if changed else None
+                if news.too_late(status):
+                    raise self._timeout(timeout)
+                if (status := news.of(status)) is not None:
                     yield status
                     if status.state in ENDED:
                         return
 
     async def awatch(self, timeout: float | None = None) -> AsyncIterator[Status]:
         """`watch` for asyncio: the event loop is not blocked."""
-        news = _News(self.id, timeout)
+        news = _News(timeout)
         async with aclosing(self._store.watch_async(self.id)) as waiting:
             async for changed in waiting:
                 status = await asyncio.to_thread(self.status) if changed else None
+                if news.too_late(status):
+                    raise await asyncio.to_thread(self._timeout, timeout)
                 if (status := news.of(status)) is not None:
                     yield status
                     if status.state in ENDED:
@@ -199,6 +209,22 @@ class ClutchResult:
             self._not_found()
         return {key: codec.decode_result(value) for key, value in found.items()}
 
+    def why(self, ask: bool = False, timeout: float = 1.0) -> list[Reason]:
+        """Why the run does not go on, as facts; what keeps it from going on comes first.
+
+        Each is a sentence (``str()`` of it) and what it is about: which job runs, where and since
+        when, whose lease ran out, which retry is due at what time, which messages are due and not
+        known to be sent; also for the runs nested in it.
+
+        Args:
+            ask: ask the workers, too: which queue nobody consumes, which task no worker knows,
+                which worker has another result store, and how many messages lie in the queues.
+            timeout: seconds that they have to answer. All of them are waited for.
+        """
+        self.state  # noqa: B018 - a run that is not there is said before workers are waited for
+        asked = workers.ask(self.app, timeout) if ask else None
+        return why.reasons(snapshot.take(self.app, self.id, asked))
+
     # --- steering -------------------------------------------------------------------------
 
     def cancel(self) -> bool:
@@ -285,7 +311,7 @@ class ClutchResult:
             self._not_found()
         state, meta = outline
         if state not in ENDED:
-            raise ClutchTimeout(f"run {self.id} has not ended within {timeout} seconds")
+            raise self._timeout(timeout)
         if state is State.SUCCEEDED or not propagate:
             last = record.Meta.loads(meta).last
             wanted = list(shape.addresses(last))
@@ -300,6 +326,15 @@ class ClutchResult:
         late = f"{ClutchExpired.__module__}.{ClutchExpired.__qualname__}"
         kind = ClutchExpired if dead and all(f.exception == late for f in dead) else ClutchFailed
         raise kind(f"run {self.id} has failed: {told}{more}", failures)
+
+    def _timeout(self, timeout: float | None) -> ClutchTimeout:
+        """What is raised when the run has not ended in time: it says why, if that is known."""
+        message = f"run {self.id} has not ended within {timeout} seconds"
+        try:
+            found = why.reasons(snapshot.take(self.app, self.id, most=FEW))
+        except ClutchError:  # forgotten just now, or the store is away
+            return ClutchTimeout(message)
+        return ClutchTimeout(f"{message}: {why.short(found)}", found)
 
     def _decode(self, wanted: list[str], state: State) -> Iterator[Any]:
         """The results at the addresses *wanted*; None for one that a run without success lacks."""
@@ -330,22 +365,19 @@ class ClutchResult:
 
 
 class _News:
-    """Lets a status through that differs from the one before, until it is too late."""
+    """Lets a status through that differs from the one before."""
 
-    def __init__(self, run: str, timeout: float | None) -> None:
-        self.run, self.timeout = run, timeout
+    def __init__(self, timeout: float | None) -> None:
         self.deadline = math.inf if timeout is None else time.monotonic() + timeout
         self.last: Status | None = None
 
-    def of(self, status: Status | None) -> Status | None:
-        """*status*, the latest, if it is news; None stands for the one before.
-
-        Raises:
-            ClutchTimeout: the run has not ended in time.
-        """
+    def too_late(self, status: Status | None) -> bool:
+        """Whether the time is over, and the run, whose latest status is given, is not."""
         ended = status is not None and status.state in ENDED
-        if not ended and time.monotonic() > self.deadline:
-            raise ClutchTimeout(f"run {self.run} has not ended within {self.timeout} seconds")
+        return not ended and time.monotonic() > self.deadline
+
+    def of(self, status: Status | None) -> Status | None:
+        """*status*, the latest, if it is news; None stands for the one before."""
         if status is None or status == self.last:
             return None
         self.last = status

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import difflib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 from celery import Celery
+from celery.app.defaults import DEFAULTS
 from kombu.utils.uuid import uuid
 
-from ..compile import canvas, compat
+from ..compile import compat
 from ..errors import ClutchError, ConfigurationError
 from ..extend.plugins import runtime
-from ..extend.settings import REDIS_SCHEMES
+from ..extend.settings import NAMES, REDIS_SCHEMES
+from ..handle import snapshot, why
+from ..handle.result import ClutchResult
+from ..model.workers import Worker, Workers
+from ..runtime import workers
 from ..runtime.task import ClutchTask
 from ..stores.base import ResultStore
 
 SKEW = 2.0
 """Seconds by which clocks may differ."""
 SHORT = 3600
-"""Seconds after which results and unacknowledged messages may go at the earliest."""
+"""Seconds for which a message may be unacknowledged at least: Celery's default."""
 
 
 class Severity(str, Enum):
@@ -49,9 +55,21 @@ class Finding:
 Findings = Iterator[Finding]
 
 
-def examine(app: Celery, timeout: float = 2.0) -> Findings:
-    """Look at everything; workers have *timeout* seconds to answer. Changes nothing for good."""
-    for check in (_versions, _tasks, _backend, _store, _times, _broker):
+def examine(app: Celery, timeout: float = 2.0, run: str | None = None) -> Findings:
+    """Look at everything, and at the *run* of this id, if one is given.
+
+    Workers have *timeout* seconds to answer. Changes nothing for good.
+
+    Raises:
+        RunNotFound: there is no such run.
+    """
+    if run is not None:
+        ClutchResult(run, app).status()
+
+    def _broker(app: Celery, timeout: float) -> Findings:
+        return _reach(app, timeout, run)
+
+    for check in (_versions, _settings, _tasks, _backend, _store, _times, _sweep, _broker):
         try:
             yield from check(app, timeout)
         except Exception as exc:  # whatever is wrong here is what the operator wants to know
@@ -163,23 +181,59 @@ def _probe(store: ResultStore) -> float:
     return _apart(found.created_at, before, after)
 
 
+def _settings(app: Celery, timeout: float) -> Findings:
+    """Settings that nobody reads."""
+    for name in _written(app):
+        plain = name.removeprefix(app.conf.prefix) if app.conf.prefix else name
+        likely = plain.lower()
+        if likely in NAMES and (likely == name or app.conf.get(likely) is not None):
+            continue
+        near = difflib.get_close_matches(likely, NAMES, n=1, cutoff=0.75)
+        if near:
+            wanted = near[0] if plain == name else app.conf.prefix + near[0].upper()
+            fix = f"Write {wanted}."
+            yield _warning(f"the setting {name} is not read by anybody", fix)
+        elif name.startswith("clutch_"):
+            fix = f"There are {', '.join(NAMES)}."
+            yield _warning(f"there is no setting {name}", fix)
+
+
+def _written(app: Celery) -> list[str]:
+    """The names in the app's configuration that are not Celery's."""
+    names = {name for name in app.conf if isinstance(name, str) and not name.startswith("_")}
+    prefix = app.conf.prefix
+    if prefix:  # the others in such an object are not for Celery
+        names = {name for name in names if name.startswith(prefix) or name.islower()}
+    return sorted(names - DEFAULTS.keys())
+
+
+def _sweep(app: Celery, timeout: float) -> Findings:
+    if app.conf.task_always_eager:
+        return
+    if snapshot.schedules_sweep(app):
+        yield _ok("the sweep is scheduled")
+        return
+    yield _warning(
+        "this app does not schedule the sweep, without which nothing that is lost is sent again",
+        'beat_schedule = {"sweep": {"task": "celery_clutch.sweep", "schedule": 60.0}}, unless '
+        "another app with the same store does.",
+    )
+
+
 def _times(app: Celery, timeout: float) -> Findings:
     conf = app.conf
-    expires = getattr(conf.result_expires, "total_seconds", lambda: conf.result_expires)()
-    if expires and expires < SHORT and _is_redis(conf.result_backend):
-        yield _warning(
-            f"result_expires is {expires:g} seconds: a parallel step that takes longer never ends",
-            "Set it to longer than your longest parallel step; a day is Celery's default.",
-        )
     visibility = (conf.broker_transport_options or {}).get("visibility_timeout")
     if visibility and visibility < SHORT and _is_redis(conf.broker_url):
         yield _warning(
-            f"visibility_timeout is {visibility:g} seconds: what takes or waits longer runs twice",
-            "Set it to longer than your longest job and countdown, in broker_transport_options.",
+            f"visibility_timeout is {visibility:g} seconds: messages of what takes or waits longer "
+            "are delivered again, and again",
+            "Jobs bear that, because a lease puts copies off; tasks that are not a ClutchTask run "
+            "twice. Set it to longer than your longest job and countdown.",
         )
 
 
-def _broker(app: Celery, timeout: float) -> Findings:
+def _reach(app: Celery, timeout: float, run: str | None) -> Findings:
+    """Broker and workers, and what those say of *run*."""
     try:
         with app.connection_for_write() as connection:
             url = connection.as_uri()
@@ -195,62 +249,117 @@ def _broker(app: Celery, timeout: float) -> Findings:
             "the broker does not confirm messages: one that it never gets is lost unseen",
             "Use pyamqp://, and let broker_transport_options have no confirm_publish, or True.",
         )
-    yield from _workers(app, timeout)
+    asked = workers.ask(app, timeout)
+    yield from _workers(app, asked)
+    if run is not None:
+        yield from _run(app, run, asked)
 
 
-def _workers(app: Celery, timeout: float) -> Findings:
-    names = sorted(app.control.inspect(timeout=timeout).ping() or ())
-    if not names:
-        what = f"no worker answers within {timeout:g} seconds"
+def _workers(app: Celery, asked: Workers) -> Findings:
+    if not asked:
+        what = f"no worker answers within {asked.timeout:g} seconds"
         yield _warning(what, "Start one (celery worker), or ask again with a longer --timeout.")
         return
-    yield _ok(f"workers that answer: {_listed(names)}")
-    inspect = app.control.inspect(names, timeout=timeout, limit=len(names))
-    registered = inspect.registered() or {}
-    strangers = [
-        name
-        for name, tasks in sorted(registered.items())
-        if canvas.ADVANCE not in {task.partition(" ")[0] for task in tasks}
-    ]
+    yield _ok(f"workers that answer: {_listed([worker.name for worker in asked])}")
+    strangers = [worker.name for worker in asked if not worker.has_clutches]
     if strangers:
         what = f"workers that know nothing of clutches: {_listed(strangers)}"
         yield _problem(what, "Install celery-clutch there, and import it where the app is made.")
     wanted = {app.conf.task_default_queue}
-    wanted |= {queue for name in app.tasks if (queue := _route(app, name))}
-    served = inspect.active_queues() or {}
-    idle = sorted(wanted - {queue["name"] for queues in served.values() for queue in queues or ()})
+    wanted |= {queue for name in app.tasks if (queue := snapshot.routed(app, name))}
+    idle = sorted(wanted - asked.queues)
     if idle:
         what = f"no worker consumes from {_listed(idle)}"
         yield _warning(what, f"celery worker -Q {','.join(idle)}")
-    if not strangers:
-        yield from _clocks(app, names, timeout)
+    known = [worker for worker in asked if worker.has_clutches]
+    yield from _stores(app, known)
+    if known and not strangers:
+        yield from _clocks(asked)
 
 
-def _clocks(app: Celery, names: list[str], timeout: float) -> Findings:
-    """The clocks and versions of workers, as the control command of `internal` tells them."""
-    before = time.time()
-    replies = app.control.broadcast(
-        "clutch_hello", reply=True, destination=names, timeout=timeout, limit=len(names)
-    )
-    after, own = time.time(), version("celery-clutch")
-    told = dict(item for reply in replies or () for item in reply.items() if "time" in item[1])
-    apart = {name: _apart(hello["time"], before, after) for name, hello in told.items()}
-    if skewed := [f"{name} ({apart[name]:.0f} s)" for name in sorted(told) if apart[name] > SKEW]:
+def _stores(app: Celery, known: Sequence[Worker]) -> Findings:
+    """Whether workers have the store that this machine has."""
+    for worker in known:
+        if not worker.store:
+            what = f"the worker {worker.name} has no result store: {worker.trouble}"
+            yield _problem(what, "Give it the same clutch_store as everybody else.")
+        elif worker.same_store is False:
+            what = (
+                f"the worker {worker.name} has another result store: {worker.store}, and this "
+                f"machine has {workers.described(app)}"
+            )
+            fix = "Give both the same clutch_store and clutch_key_prefix."
+            yield _problem(what, fix)
+        elif worker.trouble:
+            what = f"the worker {worker.name} cannot reach its result store: {worker.trouble}"
+            yield _problem(what, f"Let it reach {worker.store}.")
+    same = [worker for worker in known if worker.same_store]
+    if known and len(same) == len(known):
+        count = sum(len(worker.owners) for worker in same)
+        processes = "process" if count == 1 else "processes"
+        yield _ok(
+            f"their result store is that of this machine, and has {count} {processes} of them"
+        )
+
+
+def _clocks(asked: Workers) -> Findings:
+    """The clocks and versions of workers."""
+    own = version("celery-clutch")
+    apart = {worker.name: _apart(worker.time, asked.asked, asked.heard) for worker in asked}
+    skewed = [f"{name} ({off:.0f} s)" for name, off in apart.items() if off > SKEW]
+    if skewed:
         what = f"clocks differ from this machine's: {_listed(skewed)}"
         yield _warning(what, "Let all of them follow a time server (NTP).")
-    if other := [
-        f"{name} ({told[name]['version']})" for name in sorted(told) if told[name]["version"] != own
-    ]:
+    other = [
+        f"{worker.name} ({worker.versions['celery-clutch']})"
+        for worker in asked
+        if worker.versions["celery-clutch"] != own
+    ]
+    if other:
         what = f"workers run another celery-clutch than this machine ({own}): {_listed(other)}"
         yield _warning(what, "Deploy one version everywhere.")
-    if told and not (skewed or other):
+    celerys = sorted({f"Celery {worker.versions['celery']}" for worker in asked})
+    if len(celerys) > 1:
+        yield _warning(f"workers run {' and '.join(celerys)}", "Deploy one version everywhere.")
+    if not (skewed or other):
         yield _ok("their clocks and their celery-clutch are those of this machine")
 
 
-def _route(app: Celery, name: str) -> str:
-    """The queue that messages of a task go to, as far as its routes say."""
-    found = app.amqp.router.route({}, name).get("queue")
-    return str(getattr(found, "name", found or ""))
+_SEVERITIES = {
+    "queue": Severity.PROBLEM,
+    "task": Severity.PROBLEM,
+    "died": Severity.WARNING,
+    "due": Severity.WARNING,
+    "expired": Severity.WARNING,
+    "nested": Severity.OK,
+}
+
+
+def _run(app: Celery, run: str, asked: Workers) -> Findings:
+    """A run: what `why` says of it, and whether workers are ready for what is left of it."""
+    for reason in why.reasons(snapshot.take(app, run, asked)):
+        if reason.kind not in ("no worker", "store"):  # those were told before
+            severity = _SEVERITIES.get(reason.kind, Severity.OK)
+            yield Finding(severity, f"{reason.run}: {reason.sentence}", reason.fix)
+    if not asked:
+        return
+    left = snapshot.remaining(app, run)
+    unserved = sorted({queue for _, queue in left if queue} - asked.queues)
+    if unserved:
+        what = f"{run}: no worker consumes from {_listed(unserved)}, where jobs are still to go"
+        yield _problem(what, f"celery worker -Q {','.join(unserved)}")
+    unknown = sorted(
+        {
+            f"{task} ({address})"
+            for (task, queue), address in left.items()
+            if queue in asked.queues and not asked.know(task, queue)
+        }
+    )
+    if unknown:
+        what = f"{run}: tasks still to run that no worker of their queue knows: {_listed(unknown)}"
+        yield _problem(what, "Deploy the modules that have them, and name those in imports.")
+    if left and not (unserved or unknown):
+        yield _ok(f"{run}: workers consume the queues, and know the tasks, of what is left of it")
 
 
 def _apart(at: float, before: float, after: float) -> float:

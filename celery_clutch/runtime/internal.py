@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from celery import Task, shared_task, signals
@@ -30,7 +29,7 @@ from ..errors import ConfigurationError, CorruptRecord, MissingResult, StoreUnav
 from ..extend.plugins import runtime
 from ..model.status import State
 from ..stores.base import Verdict
-from . import advance
+from . import advance, workers
 from .attempt import FRESH, Attempt, put_off, too_late
 from .handlers import describe
 from .task import ATTEMPT, ClutchTask
@@ -225,14 +224,10 @@ def _on_worker_ready(sender: Any = None, **_: Any) -> None:
         logger.exception("the result store could not be checked")
 
 
-@inspect_command(name="clutch_hello")
+@inspect_command(name=workers.HELLO)
 def _hello(state: Any, **_: Any) -> dict[str, Any]:
-    """The time here and our version, for ``celery clutch doctor``."""
-    try:
-        own = version("celery-clutch")
-    except PackageNotFoundError:  # run from a checkout
-        own = ""
-    return {"time": time.time(), "version": own}
+    """What this worker is: its store, queues, tasks, versions, processes and clock."""
+    return workers.answer(state)
 
 
 class _Unknown:

@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -33,7 +34,7 @@ RENEWALS = 3
 
 
 def owner(pid: int | None = None) -> str:
-    """The name of this process, or of a child of it, as an owner of leases."""
+    """The name of this process, or of a child of it, as an owner of leases; `place` reads it."""
     return f"{_BOOT}.{pid or os.getpid()}"
 
 
@@ -53,11 +54,13 @@ def is_alive(by: Runtime, name: str) -> bool:
     return by.store.patiently(by.store.owners).get(name, -1.0) > 0
 
 
-def renew(app: Celery, worker: Any) -> None:
-    """Say that the processes of *worker* live; one call of the store."""
+def renew(app: Celery, worker: Any) -> tuple[str, ...]:
+    """Say that the processes of *worker* live; one call of the store. Their names."""
     by = runtime(app)
     pids = compat.child_pids(worker) or [os.getpid()]
-    by.store.renew([owner(pid) for pid in pids], by.settings.lease)
+    owners = tuple(owner(pid) for pid in pids)
+    by.store.renew(owners, by.settings.lease)
+    return owners
 
 
 class Renewal(bootsteps.StartStopStep):
@@ -65,15 +68,24 @@ class Renewal(bootsteps.StartStopStep):
 
     In a thread of its own, because a solo pool, and a worker that waits for its children to finish,
     leave no time to others.
+
+    Attributes:
+        owners: the processes that the store was last told of.
+        renewed: when, by the monotonic clock; None for never.
+        trouble: what has kept it from being told since, or "".
     """
 
     requires = ("celery.worker.components:Pool",)
+
+    owners: tuple[str, ...] = ()
+    renewed: float | None = None
+    trouble = ""
 
     def start(self, worker: Any) -> None:
         self.over = threading.Event()
         self.thread = threading.Thread(
             target=_renew_until_the_end,
-            args=(worker.app, weakref.ref(worker), self.over),
+            args=(worker.app, weakref.ref(worker), self),
             name="celery-clutch-leases",
             daemon=True,
         )
@@ -89,21 +101,24 @@ class Renewal(bootsteps.StartStopStep):
         """The thread sees the end of the worker itself: jobs still run now."""
 
 
-def _renew_until_the_end(app: Celery, reference: Any, over: threading.Event) -> None:
-    while not over.is_set():
+def _renew_until_the_end(app: Celery, reference: Any, renewal: Renewal) -> None:
+    while not renewal.over.is_set():
         worker = reference()
         if worker is None or worker.blueprint.state == bootsteps.TERMINATE:
             return
         try:
-            renew(app, worker)
+            renewal.owners = renew(app, worker)
+            renewal.renewed, renewal.trouble = time.monotonic(), ""
             lease = runtime(app).settings.lease
-        except ConfigurationError:
+        except ConfigurationError as exc:
+            renewal.trouble = str(exc)
             return  # an app without clutches; engage says what is missing
-        except Exception:
+        except Exception as exc:
+            renewal.trouble = f"{type(exc).__name__}: {exc}"
             logger.warning("the leases of this worker could not be renewed", exc_info=True)
             lease = 3.0
         del worker
-        over.wait(lease / RENEWALS)
+        renewal.over.wait(lease / RENEWALS)
 
 
 @signals.worker_init.connect(weak=False)

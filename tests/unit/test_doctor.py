@@ -12,7 +12,8 @@ import celery
 import pytest
 from celery import Celery, _state
 
-from celery_clutch import ClutchTask
+from celery_clutch import Clutch, ClutchTask
+from celery_clutch.errors import RunNotFound
 from celery_clutch.extend.plugins import runtime
 from celery_clutch.operate import doctor
 from celery_clutch.operate.doctor import Finding, Severity
@@ -58,8 +59,10 @@ def test_an_app_in_health(served: Celery) -> None:
     found = list(doctor.examine(served, 5))
     wrong = [each.what for each in found if each.severity is not Severity.OK]
     assert [what for what in wrong if "no ClutchTasks: it." not in what] == [
-        "clutch_store is memory://, which other processes cannot see"
+        "clutch_store is memory://, which other processes cannot see",
+        "this app does not schedule the sweep, without which nothing that is lost is sent again",
     ]
+    assert any("their result store is that of this machine" in each.what for each in found)
     assert any("embedded@localhost" in each.what for each in found)
     assert runtime(served).store.scan() == ([], "")  # what was written is gone
 
@@ -127,13 +130,75 @@ def test_eager_mode(eager: Celery) -> None:
     assert not [what for what in trouble(eager) if "memory://" in what]
 
 
-def test_settings_that_are_too_short(app: Celery) -> None:
+def test_a_visibility_timeout_that_is_short(app: Celery) -> None:
     # Nothing is sent or stored: the settings are looked at.
     app.conf.update(result_expires=60, broker_transport_options={"visibility_timeout": 60})
     assert not [what for what in trouble(app) if "60 seconds" in what]
     app.conf.update(broker_url=NOWHERE, result_backend=NOWHERE)
-    assert about(app, "result_expires is 60").severity is Severity.WARNING
-    assert about(app, "visibility_timeout is 60").severity is Severity.WARNING
+    found = about(app, "visibility_timeout is 60")
+    assert found.severity is Severity.WARNING
+    assert "a lease puts copies off" in found.fix
+    # The store counts what a parallel step waits for, not the result backend.
+    assert not [what for what in trouble(app) if "result_expires" in what]
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("clutch_sotre", "Write clutch_store."),
+        ("cluch_ttl", "Write clutch_ttl."),
+        ("CLUTCH_LEASE", "Write clutch_lease."),
+        ("clutch_zoom", "There are clutch_store, clutch_ttl,"),
+    ],
+)
+def test_a_setting_that_is_misspelt(app: Celery, name: str, fix: str) -> None:
+    app.conf.update({name: 5})
+    found = about(app, name)
+    assert found.severity is Severity.WARNING
+    assert found.fix.startswith(fix)
+
+
+def test_settings_that_are_well(app: Celery) -> None:
+    app.conf.update(clutch_ttl=60, clutch_lease=5, my_own="clutch")
+    assert not [what for what in trouble(app) if "setting" in what]
+
+
+def test_settings_of_a_project_in_its_namespace() -> None:
+    class Project:
+        CELERY_CLUTCH_STORE = "memory://"
+        CELERY_CLUTCH_LEESE = 5
+        CLUTCH_TTLS = "somebody else's"
+
+    app = App("doctor", broker="memory://", task_cls=ClutchTask, set_as_current=False)
+    app.config_from_object(Project, namespace="CELERY")
+    (what,) = [what for what in trouble(app) if "setting" in what]
+    assert what == "the setting CELERY_CLUTCH_LEESE is not read by anybody"
+    assert trouble(app)[what].fix == "Write CELERY_CLUTCH_LEASE."
+
+
+def test_a_sweep_that_nobody_schedules(app: Celery) -> None:
+    assert about(app, "schedule the sweep").severity is Severity.WARNING
+    app.conf.beat_schedule = {"lost": {"task": "celery_clutch.sweep", "schedule": 60.0}}
+    assert not [what for what in trouble(app) if "sweep" in what]
+
+
+def test_messages_that_cannot_carry_headers(app: Celery) -> None:
+    app.conf.task_protocol = 1
+    assert "task_protocol is 1" in about(app, "task_protocol").what
+
+
+def test_a_run_that_is_not_there(app: Celery) -> None:
+    with pytest.raises(RunNotFound):
+        list(doctor.examine(app, 0.1, "nosuch"))
+
+
+def test_a_run_that_workers_are_ready_for(served: Celery) -> None:
+    job = served.tasks["doctor.job"]
+    run = Clutch(job.s().set(countdown=60), job.s(), app=served).engage()
+    told = [each.what for each in doctor.examine(served, 3, run.id)]
+    assert any(f"{run.id}: job 0 doctor.job is to begin at" in what for what in told)
+    ready = f"{run.id}: workers consume the queues, and know the tasks, of what is left of it"
+    assert ready in told
 
 
 class SlowClock(MemoryStore):

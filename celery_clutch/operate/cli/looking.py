@@ -25,6 +25,7 @@ from .. import doctor, statistics
 from .base import (
     Filters,
     clutch,
+    complete_ids,
     every_option,
     fail,
     filtered,
@@ -318,17 +319,21 @@ def _composed(target: str) -> Any:
 
 
 @clutch.command("doctor")
+@click.argument("id", required=False, shell_complete=complete_ids)
 @click.option("--strict", is_flag=True, help="Exit with 2 if there are warnings.")
 @click.option("--timeout", type=click.FloatRange(0.1), default=2.0, show_default=True)
 @json_option
 @click.pass_obj
-def doctor_(obj: Any, strict: bool, timeout: float, as_json: bool) -> None:
-    """Check what clutches need: versions, tasks, broker, backend, store and workers.
+def doctor_(obj: Any, id: str | None, strict: bool, timeout: float, as_json: bool) -> None:
+    """Check what clutches need: versions, settings, tasks, broker, store and workers.
+
+    With the ID of a run also whether workers are ready for what is left of it.
 
     Exit with 1 if there is a problem.
     """
     findings = []
-    for finding in doctor.examine(obj.app, timeout):
+    run = None if id is None else resolve(store_of(obj), id)
+    for finding in doctor.examine(obj.app, timeout, run):
         findings.append(finding)
         if not as_json:
             label = finding.severity.value

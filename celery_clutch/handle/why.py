@@ -1,0 +1,544 @@
+"""Why a run does not go on: facts, from a snapshot of what is known of it. Pure.
+
+What has begun says so in the store: leases, checkpoints, failures and what is due. What has not is
+found by walking the plan: the jobs whose turn it is, and that nobody has begun. Whether their
+messages lie in a queue, or were lost, only the broker knows; what workers answer comes close.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ..compile import record as records
+from ..model import plan
+from ..model.plan import Job, Parallel, Scope
+from ..model.reason import Reason
+from ..model.status import Failure, State
+from ..model.workers import Worker, Workers, place
+from ..stores.base import Due, Lease, Record
+from .tree import Node, Tree, duration
+
+LISTED = 5
+"""How many jobs, or runs, of a kind are named one by one."""
+FRONTIER = 1000
+"""How many jobs that have not begun are looked at; of a wide step the others are like them."""
+SILENT = 0.5
+"""The part of a lease that is left when its owner has missed a renewal."""
+
+SWEEP = "The sweep sends it again: schedule celery_clutch.sweep, or celery -A proj clutch sweep"
+
+_HANDLERS = {"failure": "on_failure", "success": "on_success", "death": "on_death"}
+
+
+class Pending(NamedTuple):
+    """A job whose turn it is, and that has not begun.
+
+    Attributes:
+        address, job: in the plan.
+        queue: that of the clutch or branch it is in, which goes before its own.
+        since: when its turn came, as far as is known.
+    """
+
+    address: str
+    job: Job
+    queue: str | None
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What is known of a run.
+
+    Attributes:
+        record: of the run.
+        now: the time, in seconds since the epoch.
+        grace, lease: the settings.
+        tree: its jobs; None where that was too much to read.
+        leases: the jobs that are under way, by address.
+        owners: as `ResultStore.owners` has them.
+        pending: the jobs whose turn it is, at most `FRONTIER`.
+        queues: where the messages of those go, by address; "" where routes do not say.
+        internal: the queues of celery-clutch's own messages, where such may be on their way.
+        sweeps: whether the app schedules the sweep.
+        nested: the runs that jobs wait for, by address; None for one that is gone.
+        workers: what workers have answered; None if they were not asked.
+        store: the run's store, for people to read.
+    """
+
+    record: Record
+    now: float
+    grace: float = 30.0
+    lease: float = 60.0
+    tree: Tree | None = None
+    leases: Mapping[str, Lease] = field(default_factory=dict)
+    owners: Mapping[str, float] = field(default_factory=dict)
+    pending: Sequence[Pending] = ()
+    queues: Mapping[str, str] = field(default_factory=dict)
+    internal: Collection[str] = ()
+    sweeps: bool = False
+    nested: Mapping[str, Mapping[str, Snapshot | None]] = field(default_factory=dict)
+    workers: Workers | None = None
+    store: str = ""
+
+
+def reasons(snapshot: Snapshot) -> list[Reason]:
+    """The facts, what keeps the run from going on first."""
+    return _Why(snapshot).reasons()
+
+
+def short(found: Sequence[Reason]) -> str:
+    """The first of them, for the message of an exception."""
+    more = f" (and {len(found) - 2} more reasons; see why())" if len(found) > 2 else ""
+    return "; ".join(reason.sentence for reason in found[:2]) + more
+
+
+def pending(root: plan.Series, tree: Tree, created_at: float) -> list[Pending]:
+    """The jobs whose turn it is and that nobody has begun, at most `FRONTIER`."""
+    found: list[Pending] = []
+    for each in _pending(root, tree.root, Scope(), created_at):
+        found.append(each)
+        if len(found) == FRONTIER:
+            break
+    return found
+
+
+def remaining(root: plan.Series, tree: Tree) -> list[Pending]:
+    """The jobs that have no result and that nobody has begun: the first of each task and queue."""
+    found: dict[tuple[str, str | None, str], Pending] = {}
+    for each in _remaining(root, tree.root, Scope()):
+        found.setdefault((each.job.task, each.queue, str(each.job.options.get("queue"))), each)
+    return list(found.values())
+
+
+class _Why:
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.record = snapshot.record
+        self.now = snapshot.now
+        self.due_jobs = {key.split(" ")[2] for key in self.record.due if key.startswith("job ")}
+        self.tasks: dict[str, str] = {}
+        self.failures = {failure.address: failure for failure in records.failures(self.record)}
+        if snapshot.tree is not None:
+            self.tasks = {node.address: node.task for node in snapshot.tree.walk() if node.task}
+
+    def reasons(self) -> list[Reason]:
+        found = [*self._ended()]
+        if self.record.state is not State.SUCCEEDED:
+            found += self._asked()
+            found += self._expired()
+            found += self._died()
+            found += self._waiting()
+            found += self._due()
+            found += self._retries()
+            found += self._nested()
+            found += self._running()
+        if not found:
+            found.append(self._quiet())
+        return found
+
+    # --- what is over ---------------------------------------------------------------------------
+
+    def _ended(self) -> Iterator[Reason]:
+        record = self.record
+        ended = record.ended_at if record.ended_at is not None else record.updated_at
+        if record.state is State.SUCCEEDED:
+            sentence = f"the run has succeeded, {self._since(ended)}; nothing is left to do"
+            yield self._reason("ended", sentence, since=ended)
+        elif record.state is State.CANCELLED:
+            sentence = f"the run was cancelled, {self._since(ended)}"
+            yield self._reason("ended", sentence, since=ended, fix="resume() takes it up again.")
+        elif record.state is State.FAILED:
+            dead = [failure for failure in self.failures.values() if failure.final]
+            for failure in dead[:LISTED]:
+                sentence = (
+                    f"the run has failed: {self._job(failure.address, failure.task)} is dead since "
+                    f"its attempt {failure.attempt}: {_told(failure)}"
+                )
+                fix = "resume() runs it again."
+                yield self._reason("ended", sentence, failure.address, ended, fix)
+            if len(dead) > LISTED:
+                sentence = f"{len(dead) - LISTED:,} more jobs of the run are dead"
+                yield self._reason("ended", sentence, since=ended, fix="failures() has them all.")
+
+    def _expired(self) -> Iterator[Reason]:
+        expires = records.Meta.loads(self.record.meta).expires
+        if self.record.state is State.RUNNING and 0 < expires < self.now:
+            sentence = f"the deadline of the run has passed, {self._since(expires)}"
+            fix = "The next job that would begin fails of it, or the sweep fails the run."
+            yield self._reason("expired", sentence, since=expires, fix=fix)
+
+    # --- what workers have answered -------------------------------------------------------------
+
+    def _asked(self) -> Iterator[Reason]:
+        workers = self.snapshot.workers
+        if workers is None or self.record.state is State.CANCELLED:
+            return
+        if not workers:
+            sentence = f"no worker has answered within {workers.timeout:g} seconds"
+            fix = "Start one: celery -A proj worker. One that is busy may need longer to answer."
+            yield self._reason("no worker", sentence, fix=fix)
+            return
+        for worker in workers:
+            if worker.same_store is False:
+                yield self._other_store(worker)
+        yield from self._unserved(workers)
+        yield from self._unknown(workers)
+
+    def _other_store(self, worker: Worker) -> Reason:
+        sentence = (
+            f"the worker {worker.name} has another result store, {worker.store}; this run is in "
+            f"{self.snapshot.store}"
+        )
+        return self._reason("store", sentence, fix="Give both the same clutch_store.")
+
+    def _unserved(self, workers: Workers) -> Iterator[Reason]:
+        waiting: dict[str, list[Pending]] = defaultdict(list)
+        for each in self.snapshot.pending:
+            if queue := self.snapshot.queues.get(each.address):
+                waiting[queue].append(each)
+        for queue, jobs in sorted(waiting.items()):
+            if queue in workers.queues:
+                continue
+            since = min(each.since for each in jobs)
+            sentence = (
+                f'nobody consumes the queue "{queue}", which {self._jobs(jobs)} '
+                f"{_verb(jobs, 'waits', 'wait')} in, {self._since(since)}"
+            )
+            fix = f"celery -A proj worker -Q {queue}"
+            yield self._reason("queue", sentence, jobs[0].address, since, fix)
+        for queue in sorted(set(self.snapshot.internal) - workers.queues - waiting.keys()):
+            sentence = (
+                f'nobody consumes the queue "{queue}", which the messages go through that send the '
+                "jobs of the run"
+            )
+            yield self._reason("queue", sentence, fix=f"celery -A proj worker -Q {queue}")
+
+    def _unknown(self, workers: Workers) -> Iterator[Reason]:
+        strange: dict[tuple[str, str], list[Pending]] = defaultdict(list)
+        for each in self.snapshot.pending:
+            queue = self.snapshot.queues.get(each.address, "")
+            served = queue in workers.queues
+            if served and not workers.know(each.job.task, queue):
+                strange[each.job.task, queue].append(each)
+        for (task, queue), jobs in sorted(strange.items()):
+            sentence = (
+                f'no worker that consumes the queue "{queue}" knows the task {task} of '
+                f"{self._jobs(jobs, named=False)}"
+            )
+            fix = "Deploy the module that has it, and name it in imports or include."
+            yield self._reason("task", sentence, jobs[0].address, jobs[0].since, fix)
+
+    # --- what has begun -------------------------------------------------------------------------
+
+    def _died(self) -> Iterator[Reason]:
+        dead = [address for address in self.snapshot.leases if self._left(address) <= 0]
+        for address in dead[:LISTED]:
+            yield self._dead(address)
+        if len(dead) > LISTED:
+            yield self._reason(
+                "died", f"{len(dead) - LISTED:,} more jobs had processes that have died", fix=SWEEP
+            )
+
+    def _dead(self, address: str) -> Reason:
+        lease, job = self.snapshot.leases[address], self._job(address)
+        host, process = place(lease.owner)
+        if not host:
+            sentence = f"{job} was given back by its worker; its message is to come again"
+            return self._reason("died", sentence, address, lease.started_at)
+        left = self.snapshot.owners.get(lease.owner)
+        since = None if left is None else self.now + left
+        when = "" if since is None else f", {self._since(since)}"
+        sentence = (
+            f"the process {process} on {host} that had {job} has died: its lease ran out{when}"
+        )
+        return self._reason("died", sentence, address, since, self._swept())
+
+    def _running(self) -> Iterator[Reason]:
+        found = [each for each in self.snapshot.leases.items() if self._left(each[0]) > 0]
+        found.sort(key=lambda each: each[1].started_at)
+        for address, lease in found[:LISTED]:
+            host, process = place(lease.owner)
+            sentence = (
+                f"{self._job(address)} runs on {host} (process {process}), "
+                f"{self._since(lease.started_at)}"
+            )
+            left = self._left(address)
+            if left < self.snapshot.lease * SILENT:
+                silent = duration(self.snapshot.lease - left)
+                sentence += (
+                    f"; nothing was heard of that process for {silent}, and its lease runs out in "
+                    f"{duration(left)}"
+                )
+            yield self._reason("running", sentence, address, lease.started_at)
+        if len(found) > LISTED:
+            sentence = f"{len(found) - LISTED:,} more jobs run"
+            yield self._reason("running", sentence, since=found[LISTED][1].started_at)
+
+    def _left(self, address: str) -> float:
+        return self.snapshot.owners.get(self.snapshot.leases[address].owner, 0.0)
+
+    def _nested(self) -> Iterator[Reason]:
+        for address, data in self.record.held.items():
+            held = records.Held.loads(data)
+            if held.replaced:
+                sentence = f"other tasks stand in the place of {self._job(address)} (self.replace)"
+                yield self._reason("replaced", sentence, address)
+                continue
+            for run, inner in self.snapshot.nested.get(address, {}).items():
+                yield from self._inner(address, run, inner)
+
+    def _inner(self, address: str, run: str, inner: Snapshot | None) -> Iterator[Reason]:
+        job = self._job(address)
+        if inner is None:
+            sentence = f"{job} waits for the nested run {run}, which is gone"
+            yield self._reason(
+                "nested", sentence, address, fix="The sweep fails the job, or resume()."
+            )
+            return
+        record = inner.record
+        sentence = (
+            f"{job} waits for the nested run {run}, which is {record.state} with {record.done:,} "
+            f"of {record.jobs:,} jobs done"
+        )
+        yield self._reason("nested", sentence, address, record.created_at)
+        if record.state is State.RUNNING:
+            yield from reasons(inner)
+
+    # --- what has not ---------------------------------------------------------------------------
+
+    def _waiting(self) -> Iterator[Reason]:
+        groups: dict[tuple[str, str], list[Pending]] = defaultdict(list)
+        for each in self.snapshot.pending:
+            if each.address in self.due_jobs:
+                continue  # told with what is due
+            groups[each.job.task, self.snapshot.queues.get(each.address, "")].append(each)
+        for (_, queue), jobs in list(groups.items())[:LISTED]:
+            since = min(each.since for each in jobs)
+            sentence = f"{self._jobs(jobs)} {_verb(jobs, 'has', 'have')} not begun, "
+            sentence += self._since(since)
+            if queue:
+                lies, it = _verb(jobs, "message lies", "messages lie"), _verb(jobs, "its", "their")
+                were = _verb(jobs, "was lost", "were lost")
+                sentence += f': {it} {lies} in the queue "{queue}"{self._length(queue)}, or {were}'
+            if jobs[0].job.plain:
+                sentence += "; nobody knows whether it runs, because it is not a ClutchTask"
+            yield self._reason("waiting", sentence, jobs[0].address, since)
+        if len(groups) > LISTED:
+            rest = list(groups.values())[LISTED:]
+            sentence = f"{sum(map(len, rest)):,} jobs of {len(rest)} more tasks have not begun"
+            yield self._reason("waiting", sentence)
+
+    def _length(self, queue: str) -> str:
+        workers = self.snapshot.workers
+        length = workers.lengths.get(queue) if workers else None
+        if length is None:
+            return ""
+        if not length:
+            return " (which is empty: a worker has it, or it is lost)"
+        return f" (with {length:,} {'message' if length == 1 else 'messages'})"
+
+    def _due(self) -> Iterator[Reason]:
+        overdue = [
+            (due.since, key, due)
+            for key, due in self.record.due.items()
+            if due.since <= self.now and self._what(key, due)
+        ]
+        overdue.sort(key=lambda each: each[:2])
+        for since, key, due in overdue[:LISTED]:
+            sentence = f"{self._what(key, due)}, {self._since(since)}, and not known to be sent"
+            if due.tries:
+                sentence += f"; it was sent again {_times(due.tries)}"
+            address = due.cause
+            if key.startswith("job "):
+                address = key.split(" ")[2]
+                if queue := self.snapshot.queues.get(address):
+                    sentence += f'; it goes to the queue "{queue}"{self._length(queue)}'
+            yield self._reason("due", sentence, address, since, self._swept(due))
+        if len(overdue) > LISTED:
+            sentence = f"{len(overdue) - LISTED:,} more messages are due and not known to be sent"
+            yield self._reason("due", sentence)
+
+    def _what(self, key: str, due: Due) -> str:
+        """What is due, as the beginning of a sentence; "" for what is no news."""
+        kind, _, rest = key.partition(" ")
+        if kind == "job":
+            failure = self.failures.get(rest.partition(" ")[2])
+            job = self._job(rest.partition(" ")[2])
+            if failure is not None:
+                return f"attempt {failure.attempt + 1} of {job} is due ({_told(failure)})"
+            return f"the message of {job} is due"
+        if kind == "page":
+            if not due.cause:
+                return "the first messages are due"
+            return f"the messages of what follows {self._job(due.cause)} are due"
+        if kind in _HANDLERS:
+            where = f" of step {rest}" if rest and kind == "failure" else ""
+            return f"{_HANDLERS[kind]}{where} is due"
+        if kind == "nested":
+            return f"the start of the nested run {rest} is due"
+        if kind == "end":
+            return "the word of the end of the run is due"
+        return ""
+
+    def _retries(self) -> Iterator[Reason]:
+        later = [
+            (due.since, key.split(" ")[2])
+            for key, due in self.record.due.items()
+            if key.startswith("job ") and due.since > self.now
+        ]
+        for when, address in sorted(later)[:LISTED]:
+            failure = self.failures.get(address)
+            at = f"at {self._clock(when)} (in {duration(when - self.now)})"
+            if failure is None:
+                sentence = f"{self._job(address)} is to begin {at}"
+                yield self._reason("later", sentence, address, when)
+                continue
+            sentence = (
+                f"{self._job(address)} has failed in attempt {failure.attempt}, and is retried "
+                f"{at}: {_told(failure)}"
+            )
+            yield self._reason("retry", sentence, address, when)
+        if len(later) > LISTED:
+            sentence = f"{len(later) - LISTED:,} more jobs are to begin, or to be retried, later"
+            yield self._reason("later", sentence, since=sorted(later)[LISTED][0])
+        yield from self._unplanned()
+
+    def _unplanned(self) -> Iterator[Reason]:
+        """Jobs that are failing, and of whose next attempt nothing is known: plain tasks."""
+        for failure in self.failures.values():
+            address = failure.address
+            if failure.final or address in self.due_jobs or address in self.snapshot.leases:
+                continue
+            sentence = (
+                f"{self._job(address, failure.task)} has failed in attempt {failure.attempt}, and "
+                f"Celery retries it: {_told(failure)}"
+            )
+            yield self._reason("retry", sentence, address)
+
+    def _quiet(self) -> Reason:
+        since = self.record.updated_at
+        sentence = f"nothing has happened in the run, {self._since(since)}, and nothing is due"
+        return self._reason("quiet", sentence, since=since)
+
+    # --- words ----------------------------------------------------------------------------------
+
+    def _reason(
+        self,
+        kind: str,
+        sentence: str,
+        address: str = "",
+        since: float | None = None,
+        fix: str = "",
+    ) -> Reason:
+        return Reason(kind, sentence, self.record.run, address, since, fix)
+
+    def _job(self, address: str, task: str = "") -> str:
+        if address.startswith("page "):
+            return "what follows"
+        return f"job {address} {task or self.tasks.get(address, '')}".rstrip()
+
+    def _jobs(self, jobs: Sequence[Pending], *, named: bool = True) -> str:
+        addresses = [each.address for each in jobs]
+        tasks = sorted({each.job.task for each in jobs}) if named else []
+        some = ", ".join(addresses[:3])
+        if len(addresses) == FRONTIER:
+            some = f"(1,000 or more) {some}, ..."
+        elif len(addresses) > 3:
+            some = f"({len(addresses):,}) {some}, ..."
+        name = f" {', '.join(tasks[:3])}" if tasks else ""
+        return f"{_verb(jobs, 'job', 'jobs')} {some}{name}"
+
+    def _swept(self, due: Due | None = None) -> str:
+        if not self.snapshot.sweeps:
+            return SWEEP + "."
+        if due is None:
+            return "The next sweep sends it again."
+        when = due.since + self.snapshot.grace * 2 ** min(due.tries, 10)
+        return f"A sweep after {self._clock(when)} sends it again."
+
+    def _since(self, when: float) -> str:
+        return f"since {self._clock(when)} ({duration(max(self.now - when, 0))})"
+
+    def _clock(self, when: float) -> str:
+        day, now = time.gmtime(when), time.gmtime(self.now)
+        form = "%H:%M:%S UTC" if day[:3] == now[:3] else "%Y-%m-%d %H:%M:%S UTC"
+        return time.strftime(form, day)
+
+
+# --- the walk through the plan ----------------------------------------------------------------
+
+
+def _pending(node: plan.Node, drawn: Node, outer: Scope, since: float) -> Iterator[Pending]:
+    if isinstance(node, Job):
+        if drawn.state == "waiting":
+            yield Pending(drawn.address, node, outer.queue, since)
+        return
+    scope = node.scope.inherit(outer)
+    steps = zip(plan.children(node), drawn.below, strict=True)
+    if isinstance(node, Parallel):
+        for child, below in _startable(steps, node.limit):
+            yield from _pending(child, below, scope, since)
+        return
+    for child, below in steps:
+        if not _is_done(below):
+            yield from _pending(child, below, scope, since)
+            return
+        since = max(since, _ended_at(below))
+
+
+def _remaining(node: plan.Node, drawn: Node, outer: Scope) -> Iterator[Pending]:
+    if isinstance(node, Job):
+        if drawn.state != "done":
+            yield Pending(drawn.address, node, outer.queue, 0.0)
+        return
+    scope = node.scope.inherit(outer)
+    for child, below in zip(plan.children(node), drawn.below, strict=True):
+        if not _is_done(below):
+            yield from _remaining(child, below, scope)
+
+
+def _startable(
+    branches: Iterable[tuple[plan.Node, Node]], limit: int | None
+) -> Iterator[tuple[plan.Node, Node]]:
+    """The branches of a parallel that may be under way: *limit* of those that are not over."""
+    left = limit
+    for child, below in branches:
+        # A branch with a dead job is over, and the next one runs.
+        if _is_done(below) or below.states.get("dead"):
+            continue
+        if left is not None:
+            if not left:
+                return
+            left -= 1
+        yield child, below
+
+
+def _is_done(node: Node) -> bool:
+    return all(state == "done" for state, count in node.states.items() if count)
+
+
+def _ended_at(node: Node) -> float:
+    """When the last job of a node ended, by the clocks of workers; 0 if nobody knows."""
+    if node.kind == "job":
+        _, start, seconds = node.timing()
+        return (start or 0.0) + (seconds or 0.0)
+    return max((_ended_at(each) for each in node.below), default=0.0)
+
+
+def _told(failure: Failure) -> str:
+    message = failure.message.strip().partition("\n")[0]
+    if len(message) > 200:
+        message = message[:200] + "..."
+    return f"{failure.exception}: {message}"
+
+
+def _verb(jobs: Sequence[Pending], one: str, many: str) -> str:
+    return one if len(jobs) == 1 else many
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
