@@ -26,6 +26,8 @@ LISTED = 5
 """How many jobs, or runs, of a kind are named one by one."""
 FRONTIER = 1000
 """How many jobs that have not begun are looked at; of a wide step the others are like them."""
+RECENT = 5.0
+"""Seconds after which a message that is nowhere is not on its way any more."""
 SILENT = 0.5
 """The part of a lease that is left when its owner has missed a renewal."""
 
@@ -119,9 +121,14 @@ class _Why:
         self.snapshot = snapshot
         self.record = snapshot.record
         self.now = snapshot.now
-        self.due_jobs = {key.split(" ")[2] for key in self.record.due if key.startswith("job ")}
-        self.tasks: dict[str, str] = {}
         self.failures = {failure.address: failure for failure in records.failures(self.record)}
+        self.due_jobs = {key.split(" ")[2] for key in self.record.due if key.startswith("job ")}
+        self.told = {
+            key.split(" ")[2]
+            for key, due in self.record.due.items()
+            if key.startswith("job ") and (due.since > self.now or self._is_news(key, due))
+        }
+        self.tasks: dict[str, str] = {}
         if snapshot.tree is not None:
             self.tasks = {node.address: node.task for node in snapshot.tree.walk() if node.task}
 
@@ -146,17 +153,17 @@ class _Why:
         record = self.record
         ended = record.ended_at if record.ended_at is not None else record.updated_at
         if record.state is State.SUCCEEDED:
-            sentence = f"the run has succeeded, {self._since(ended)}; nothing is left to do"
+            sentence = f"the run succeeded {self._at(ended)}; nothing is left to do"
             yield self._reason("ended", sentence, since=ended)
         elif record.state is State.CANCELLED:
-            sentence = f"the run was cancelled, {self._since(ended)}"
+            sentence = f"the run was cancelled {self._at(ended)}"
             yield self._reason("ended", sentence, since=ended, fix="resume() takes it up again.")
         elif record.state is State.FAILED:
             dead = [failure for failure in self.failures.values() if failure.final]
             for failure in dead[:LISTED]:
                 sentence = (
-                    f"the run has failed: {self._job(failure.address, failure.task)} is dead since "
-                    f"its attempt {failure.attempt}: {_told(failure)}"
+                    f"the run failed {self._at(ended)}: {self._job(failure.address, failure.task)} "
+                    f"is dead since its attempt {failure.attempt}: {_told(failure)}"
                 )
                 fix = "resume() runs it again."
                 yield self._reason("ended", sentence, failure.address, ended, fix)
@@ -311,41 +318,57 @@ class _Why:
     # --- what has not ---------------------------------------------------------------------------
 
     def _waiting(self) -> Iterator[Reason]:
-        groups: dict[tuple[str, str], list[Pending]] = defaultdict(list)
+        groups: dict[tuple[str, str, str], list[Pending]] = defaultdict(list)
         for each in self.snapshot.pending:
-            if each.address in self.due_jobs:
-                continue  # told with what is due
-            groups[each.job.task, self.snapshot.queues.get(each.address, "")].append(each)
-        for (_, queue), jobs in list(groups.items())[:LISTED]:
+            if each.address in self.told:
+                continue  # with what is due
+            queue = self.snapshot.queues.get(each.address, "")
+            groups[each.job.task, queue, self._holder(each.address)].append(each)
+        for (_, queue, holder), jobs in list(groups.items())[:LISTED]:
             since = min(each.since for each in jobs)
-            sentence = f"{self._jobs(jobs)} {_verb(jobs, 'has', 'have')} not begun, "
-            sentence += self._since(since)
-            if queue:
-                lies, it = _verb(jobs, "message lies", "messages lie"), _verb(jobs, "its", "their")
-                were = _verb(jobs, "was lost", "were lost")
-                sentence += f': {it} {lies} in the queue "{queue}"{self._length(queue)}, or {were}'
+            where = self._where(jobs, queue, holder, since)
+            has = _verb(jobs, "has", "have")
+            sentence = f"{self._jobs(jobs)} {has} not begun, {self._since(since)}{where}"
             if jobs[0].job.plain:
-                sentence += "; nobody knows whether it runs, because it is not a ClutchTask"
+                sentence += "; or it runs, which nobody knows, because it is not a ClutchTask"
             yield self._reason("waiting", sentence, jobs[0].address, since)
         if len(groups) > LISTED:
             rest = list(groups.values())[LISTED:]
             sentence = f"{sum(map(len, rest)):,} jobs of {len(rest)} more tasks have not begun"
             yield self._reason("waiting", sentence)
 
-    def _length(self, queue: str) -> str:
+    def _holder(self, address: str) -> str:
+        """The worker that has the message of a job, as far as is known."""
+        for worker in self.snapshot.workers or ():
+            if f"{self.record.run} {address}" in worker.jobs:
+                return worker.name
+        return ""
+
+    def _where(self, jobs: Sequence[Pending], queue: str, holder: str, since: float) -> str:
+        """Where the messages of *jobs* are, as the end of a sentence."""
+        messages = _verb(jobs, "its message", "their messages")
         workers = self.snapshot.workers
-        length = workers.lengths.get(queue) if workers else None
-        if length is None:
+        if holder:
+            return f": the worker {holder} has {messages}, and is busy with others"
+        if not queue:
             return ""
-        if not length:
-            return " (which is empty: a worker has it, or it is lost)"
-        return f" (with {length:,} {'message' if length == 1 else 'messages'})"
+        length = workers.lengths.get(queue) if workers else None
+        if workers and length == 0:
+            were = _verb(jobs, "it was", "they were")
+            if self.now - since < RECENT:
+                were = _verb(jobs, "it is on its way, or was", "they are on their way, or were")
+            return f': no worker has {messages}, and the queue "{queue}" is empty: {were} lost'
+        lies, were = _verb(jobs, "lies", "lie"), _verb(jobs, "was", "were")
+        if length is None:
+            return f': {messages} {lies} in the queue "{queue}", or {were} lost'
+        many = f"{length:,} {'message' if length == 1 else 'messages'}"
+        return f': {messages} {lies} in the queue "{queue}", which has {many}'
 
     def _due(self) -> Iterator[Reason]:
         overdue = [
             (due.since, key, due)
             for key, due in self.record.due.items()
-            if due.since <= self.now and self._what(key, due)
+            if self._is_news(key, due) and self._what(key, due)
         ]
         overdue.sort(key=lambda each: each[:2])
         for since, key, due in overdue[:LISTED]:
@@ -355,12 +378,29 @@ class _Why:
             address = due.cause
             if key.startswith("job "):
                 address = key.split(" ")[2]
-                if queue := self.snapshot.queues.get(address):
-                    sentence += f'; it goes to the queue "{queue}"{self._length(queue)}'
+                for each in self.snapshot.pending:
+                    if each.address == address:
+                        queue = self.snapshot.queues.get(address, "")
+                        holder = self._holder(address)
+                        sentence += self._where([each], queue, holder, since)
             yield self._reason("due", sentence, address, since, self._swept(due))
         if len(overdue) > LISTED:
             sentence = f"{len(overdue) - LISTED:,} more messages are due and not known to be sent"
             yield self._reason("due", sentence)
+
+    def _is_news(self, key: str, due: Due) -> bool:
+        """Whether what is due is more than a message that waits for its turn in a queue.
+
+        What was sent is due until the last of the messages begins. So where jobs have not begun,
+        that is told, and what is due only when the sweep would send it again.
+        """
+        if due.since > self.now:
+            return False
+        if not self.snapshot.pending or not key.startswith(("job ", "page ")):
+            return True
+        if key.startswith("job ") and key.split(" ")[2] in self.failures:
+            return True
+        return bool(due.tries) or self.now - due.since >= self.snapshot.grace
 
     def _what(self, key: str, due: Due) -> str:
         """What is due, as the beginning of a sentence; "" for what is no news."""
@@ -462,6 +502,9 @@ class _Why:
 
     def _since(self, when: float) -> str:
         return f"since {self._clock(when)} ({duration(max(self.now - when, 0))})"
+
+    def _at(self, when: float) -> str:
+        return f"at {self._clock(when)} ({duration(max(self.now - when, 0))} ago)"
 
     def _clock(self, when: float) -> str:
         day, now = time.gmtime(when), time.gmtime(self.now)

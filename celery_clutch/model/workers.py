@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+JOBS = 1000
+"""How many jobs a worker tells of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Worker:
@@ -14,6 +17,8 @@ class Worker:
         name: its node name.
         queues: those that it consumes.
         tasks: the names of those that it knows.
+        jobs: those that it has messages of and that have not ended, each as its run, a blank, and
+            its address; at most `JOBS`.
         versions: of ``celery-clutch``, ``celery``, ``kombu`` and ``python``; empty where
             celery-clutch is not installed.
         time: its clock, in seconds since the epoch; 0 where celery-clutch is not installed.
@@ -29,6 +34,7 @@ class Worker:
     name: str
     queues: frozenset[str] = frozenset()
     tasks: frozenset[str] = frozenset()
+    jobs: frozenset[str] = frozenset()
     versions: Mapping[str, str] = field(default_factory=dict)
     time: float = 0.0
     store: str = ""

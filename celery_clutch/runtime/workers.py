@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from typing import Any
 
 from celery import Celery
+from celery.worker import state as worker_state
 
+from ..compile.header import NAME, is_ours
 from ..errors import ClutchError
 from ..extend.plugins import runtime
-from ..model.workers import Worker, Workers
+from ..model.workers import JOBS, Worker, Workers
 from .leases import Renewal
 
 HELLO = "clutch_hello"
@@ -43,6 +46,7 @@ def answer(state: Any) -> dict[str, Any]:
         },
         "queues": sorted(queue.name for queue in queues),
         "tasks": sorted(state.app.tasks),
+        "jobs": list(islice(_jobs(), JOBS)),
     }
     said["store"], said["trouble"] = _store(state.app)
     if renewal is not None:
@@ -94,6 +98,14 @@ def lengths(app: Celery, queues: Iterable[str]) -> dict[str, int | None]:
     return found
 
 
+def _jobs() -> Iterator[str]:
+    """The jobs that this worker has messages of: prefetched, or running."""
+    for request in list(worker_state.reserved_requests):
+        data = (request.request_dict or {}).get(NAME)
+        if is_ours(data):
+            yield f"{data['run']} {data['at']}"
+
+
 def _worker(name: str, said: Mapping[str, Any], owners: Collection[str] | None) -> Worker:
     own = tuple(said.get("owners", ()))
     renewed = said.get("renewed")
@@ -104,6 +116,7 @@ def _worker(name: str, said: Mapping[str, Any], owners: Collection[str] | None) 
         name=name,
         queues=frozenset(said["queues"]),
         tasks=frozenset(said["tasks"]),
+        jobs=frozenset(said["jobs"]),
         versions=said["versions"],
         time=said["time"],
         store=said["store"],
