@@ -77,6 +77,12 @@ def routed(app: Celery, task: str, options: Any = None, args: Any = (), kwargs: 
     return str(getattr(queue, "name", queue or ""))
 
 
+def queues_of(app: Celery) -> set[str]:
+    """The queues that *app* sends to, as far as its routes say."""
+    routes = {queue for name in app.tasks if (queue := routed(app, name))}
+    return {app.conf.task_default_queue, *routes}
+
+
 def schedules_sweep(app: Celery) -> bool:
     """Whether the sweep is in the app's ``beat_schedule``, or in that of django-celery-beat."""
     entries = dict(app.conf.beat_schedule or {}).values()
@@ -120,6 +126,7 @@ def _take(app: Celery, found: Record, owners: Any, asked: Workers | None, most: 
         pending=pending,
         queues=queues,
         internal=_internal(app, store, found, pending),
+        ours=queues_of(app) if asked else (),
         sweeps=schedules_sweep(app),
         nested=_nested(app, found, owners, asked, most),
         workers=asked,

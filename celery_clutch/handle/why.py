@@ -65,6 +65,7 @@ class Snapshot:
         pending: the jobs whose turn it is, at most `FRONTIER`.
         queues: where the messages of those go, by address; "" where routes do not say.
         internal: the queues of celery-clutch's own messages, where such may be on their way.
+        ours: the queues that the app sends to, as far as its routes say.
         sweeps: whether the app schedules the sweep.
         nested: the runs that jobs wait for, by address; None for one that is gone.
         workers: what workers have answered; None if they were not asked.
@@ -81,6 +82,7 @@ class Snapshot:
     pending: Sequence[Pending] = ()
     queues: Mapping[str, str] = field(default_factory=dict)
     internal: Collection[str] = ()
+    ours: Collection[str] = ()
     sweeps: bool = False
     nested: Mapping[str, Mapping[str, Snapshot | None]] = field(default_factory=dict)
     workers: Workers | None = None
@@ -189,8 +191,9 @@ class _Why:
             fix = "Start one: celery -A proj worker. One that is busy may need longer to answer."
             yield self._reason("no worker", sentence, fix=fix)
             return
+        ours = {*self.snapshot.queues.values(), *self.snapshot.internal, *self.snapshot.ours}
         for worker in workers:
-            if worker.same_store is False:
+            if worker.same_store is False and worker.queues & ours:
                 yield self._other_store(worker)
         yield from self._unserved(workers)
         yield from self._unknown(workers)

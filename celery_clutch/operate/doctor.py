@@ -25,6 +25,8 @@ from ..runtime import workers
 from ..runtime.task import ClutchTask
 from ..stores.base import ResultStore
 
+INTERNAL = ("celery.", "celery_clutch.")
+"""What the names of tasks begin with that are not the app's own."""
 SKEW = 2.0
 """Seconds by which clocks may differ."""
 SHORT = 3600
@@ -109,8 +111,7 @@ def _versions(app: Celery, timeout: float) -> Findings:
 
 def _tasks(app: Celery, timeout: float) -> Findings:
     app.loader.import_default_modules()
-    internal = ("celery.", "celery_clutch.")
-    own = {name: task for name, task in app.tasks.items() if not name.startswith(internal)}
+    own = {name: task for name, task in app.tasks.items() if not name.startswith(INTERNAL)}
     plain = sorted(name for name, task in own.items() if not isinstance(task, ClutchTask))
     if issubclass(app.Task, ClutchTask):
         yield _ok("task_cls is a ClutchTask")
@@ -261,38 +262,46 @@ def _workers(app: Celery, asked: Workers) -> Findings:
         yield _warning(what, "Start one (celery worker), or ask again with a longer --timeout.")
         return
     yield _ok(f"workers that answer: {_listed([worker.name for worker in asked])}")
-    strangers = [worker.name for worker in asked if not worker.has_clutches]
+    wanted = snapshot.queues_of(app)
+    # Other apps may use the same broker, with queues of their own.
+    strangers = [
+        worker.name for worker in asked if not worker.has_clutches and worker.queues & wanted
+    ]
     if strangers:
         what = f"workers that know nothing of clutches: {_listed(strangers)}"
         yield _problem(what, "Install celery-clutch there, and import it where the app is made.")
-    wanted = {app.conf.task_default_queue}
-    wanted |= {queue for name in app.tasks if (queue := snapshot.routed(app, name))}
     idle = sorted(wanted - asked.queues)
     if idle:
         what = f"no worker consumes from {_listed(idle)}"
         yield _warning(what, f"celery worker -Q {','.join(idle)}")
     known = [worker for worker in asked if worker.has_clutches]
-    yield from _stores(app, known)
+    yield from _stores(app, known, wanted)
     if known and not strangers:
-        yield from _clocks(asked)
+        yield from _clocks(asked, known)
 
 
-def _stores(app: Celery, known: Sequence[Worker]) -> Findings:
+def _stores(app: Celery, known: Sequence[Worker], wanted: set[str]) -> Findings:
     """Whether workers have the store that this machine has."""
+    own = {name for name in app.tasks if not name.startswith(INTERNAL)}
     for worker in known:
+        serves = bool(worker.queues & wanted)
+        if not serves and not worker.tasks & own:
+            continue  # of another app on the same broker
+        severity = Severity.PROBLEM if serves else Severity.WARNING
         if not worker.store:
             what = f"the worker {worker.name} has no result store: {worker.trouble}"
-            yield _problem(what, "Give it the same clutch_store as everybody else.")
+            fix = "Give it the clutch_store that everybody else has."
+            yield Finding(severity, what, fix)
         elif worker.same_store is False:
             what = (
                 f"the worker {worker.name} has another result store: {worker.store}, and this "
                 f"machine has {workers.described(app)}"
             )
             fix = "Give both the same clutch_store and clutch_key_prefix."
-            yield _problem(what, fix)
+            yield Finding(severity, what, fix)
         elif worker.trouble:
             what = f"the worker {worker.name} cannot reach its result store: {worker.trouble}"
-            yield _problem(what, f"Let it reach {worker.store}.")
+            yield Finding(severity, what, f"Let it reach {worker.store}.")
     same = [worker for worker in known if worker.same_store]
     if known and len(same) == len(known):
         count = sum(len(worker.owners) for worker in same)
@@ -302,23 +311,23 @@ def _stores(app: Celery, known: Sequence[Worker]) -> Findings:
         )
 
 
-def _clocks(asked: Workers) -> Findings:
+def _clocks(asked: Workers, known: Sequence[Worker]) -> Findings:
     """The clocks and versions of workers."""
     own = version("celery-clutch")
-    apart = {worker.name: _apart(worker.time, asked.asked, asked.heard) for worker in asked}
+    apart = {worker.name: _apart(worker.time, asked.asked, asked.heard) for worker in known}
     skewed = [f"{name} ({off:.0f} s)" for name, off in apart.items() if off > SKEW]
     if skewed:
         what = f"clocks differ from this machine's: {_listed(skewed)}"
         yield _warning(what, "Let all of them follow a time server (NTP).")
     other = [
         f"{worker.name} ({worker.versions['celery-clutch']})"
-        for worker in asked
+        for worker in known
         if worker.versions["celery-clutch"] != own
     ]
     if other:
         what = f"workers run another celery-clutch than this machine ({own}): {_listed(other)}"
         yield _warning(what, "Deploy one version everywhere.")
-    celerys = sorted({f"Celery {worker.versions['celery']}" for worker in asked})
+    celerys = sorted({f"Celery {worker.versions['celery']}" for worker in known})
     if len(celerys) > 1:
         yield _warning(f"workers run {' and '.join(celerys)}", "Deploy one version everywhere.")
     if not (skewed or other):

@@ -385,6 +385,13 @@ def retry(self: Any, times: int, x: Any = None, flag: str = "") -> Any:
     return x
 
 
+@shared_task(name="it.retry_in", bind=True)
+def retry_in(self: Any, seconds: float) -> None:
+    """Fail, and retry after so many seconds."""
+    ran(self)
+    raise self.retry(exc=ValueError("the till is shut"), countdown=seconds)
+
+
 @shared_task(name="it.retry_as", bind=True, default_retry_delay=0.5)
 def retry_as(self: Any, how: str) -> str:
     """Ask for a retry once, in one of the ways that Celery has; then return *how*."""
