@@ -240,7 +240,7 @@ class ClutchResult:
             if self._store.peek(nested):
                 ClutchResult(nested, self.app).cancel()
         if moved:
-            finished(self.app, self.id)
+            finished(self.app, self.id, State.CANCELLED)
             meta = record.Meta.loads(found.meta)
             if State.CANCELLED in meta.ends():
                 origin = meta.origin(self.id, found.generation)

@@ -29,7 +29,7 @@ from ..model import codec
 from ..model.events import JobFinished
 from ..model.status import Failure, State
 from ..stores.base import NOTHING, Attempted, Barrier, Completed, Completion, Record
-from . import eager, handlers
+from . import eager, handlers, journal
 
 logger = logging.getLogger(__name__)
 
@@ -452,7 +452,7 @@ def complete(
     for step in answer.settled:
         handlers.settled(app, header, step, failed=f"failure {step}" in answer.due)
     if answer.succeeded:
-        handlers.finished(app, header.run)
+        handlers.finished(app, header.run, State.SUCCEEDED)
     if answer.due:
         origin = replace(header.origin, generation=answer.generation)
         follow(app, origin, answer.due, answer.pages, chain)
@@ -484,12 +484,13 @@ def fail(
     )
     answer = own.store.patiently(own.store.fail, failed)
     if answer.recorded:
+        journal.failed(header, failure)
         event = handlers.failed(header, failure)
         observers.emit(own, signals.clutch_job_failed, lambda: event)
     for step in answer.settled:
         handlers.settled(app, header, step, failed=True)
     if answer.died:
-        handlers.finished(app, header.run)
+        handlers.finished(app, header.run, State.FAILED, f"job {header.at} is dead")
     follow(app, header.origin, answer.due, answer.pages)
 
 
@@ -613,9 +614,10 @@ def reopen(app: Celery, run: str) -> tuple[Record, record.Meta] | None:
     found = store.patiently(store.read, run)
     if found is None:
         return None
+    journal.resumed(run, found.generation)
     meta = record.Meta.loads(found.meta)
     if found.state is State.SUCCEEDED:
-        handlers.finished(app, run)
+        handlers.finished(app, run, found.state)
         follow(app, meta.origin(run, found.generation), tuple(found.due), {})
     return found, meta
 

@@ -18,9 +18,9 @@ from ..extend.plugins import runtime
 from ..model import codec
 from ..model.data import Data
 from ..model.events import JobStarted
-from ..model.status import isoformat
+from ..model.status import State, isoformat
 from ..stores.base import Begun, Claim, Completed, Missing, ResultStore, Verdict
-from . import advance, leases
+from . import advance, journal, leases
 from .handlers import describe
 
 FRESH = 5.0
@@ -116,6 +116,16 @@ class Attempt:
         )
         return self.store.patiently(self.store.begin, claim)
 
+    def dropped(self) -> str:
+        """Why the store says to drop the message; logged, too."""
+        header = self.header
+        try:
+            why = why_dropped(header, self.store.patiently(self.store.peek, header.run))
+        except StoreUnavailable:
+            why = "the run was cancelled, resumed or forgotten, or this message is a copy"
+        journal.dropped(header, why)
+        return why
+
     def release(self) -> None:
         """Let go of a job that ends without an outcome."""
         header = self.header
@@ -198,6 +208,18 @@ class Attempt:
 
 def _no_function(*args: Any, **kwargs: Any) -> Any:
     raise NotImplementedError("this attempt looks at a job, and does not run it")
+
+
+def why_dropped(header: Header, peeked: tuple[State, int] | None) -> str:
+    """Why a message does nothing in a run that is in this state and generation."""
+    if peeked is None:
+        return "the run is gone: it was forgotten, or has expired"
+    state, generation = peeked
+    if state is State.CANCELLED:
+        return "the run was cancelled"
+    if generation != header.generation:
+        return f"the run was resumed; this message is of generation {header.generation}"
+    return "the job has failed in this attempt or a later one; this message is a copy"
 
 
 def put_off(task: Any, header: Header, countdown: float) -> None:

@@ -16,7 +16,7 @@ from ..extend import observers
 from ..extend.plugins import runtime
 from ..model.status import State
 from ..stores.machine import ROOT
-from . import advance, eager
+from . import advance, eager, journal
 
 
 def engage(prepared: Prepared, options: Mapping[str, Any], *, named: bool = False) -> None:
@@ -47,6 +47,7 @@ def engage(prepared: Prepared, options: Mapping[str, Any], *, named: bool = Fals
         except BaseException:
             own.store.delete(prepared.run)
             raise
+    journal.engaged(prepared.run, prepared.meta)
     observers.emit(own, signals.clutch_engaged, prepared.engaged)
     if prepared.meta.jobs and app.conf.task_always_eager:
         outbox = advance.Outbox(app, prepared.origin)

@@ -20,8 +20,9 @@ from ..compile.header import Header
 from ..extend import observers
 from ..extend.plugins import runtime
 from ..model.events import Finished, JobFailed, StepSettled
-from ..model.status import Failure, isoformat
+from ..model.status import Failure, State, isoformat
 from ..stores.base import ENDED, Record
+from . import journal
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +78,9 @@ def settled(app: Celery, header: Header, step: str, *, failed: bool) -> None:
     )
 
 
-def finished(app: Celery, run: str) -> None:
-    """Tell observers that a run has ended."""
+def finished(app: Celery, run: str, state: State, why: str = "") -> None:
+    """Log, and tell observers, that a run has ended."""
+    journal.ended(run, state, why)
 
     def make() -> Finished | None:
         found = runtime(app).store.read(run)

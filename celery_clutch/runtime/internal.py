@@ -29,8 +29,8 @@ from ..errors import ConfigurationError, CorruptRecord, MissingResult, StoreUnav
 from ..extend.plugins import runtime
 from ..model.status import State
 from ..stores.base import Verdict
-from . import advance, workers
-from .attempt import FRESH, Attempt, put_off, too_late
+from . import advance, journal, workers
+from .attempt import FRESH, Attempt, put_off, too_late, why_dropped
 from .handlers import describe
 from .task import ATTEMPT, ClutchTask
 
@@ -72,7 +72,9 @@ def advance_page(self: InternalTask, page: str, rest: bool = False) -> None:
     store = runtime(self.app).store
     peeked = store.patiently(store.peek, header.run)
     if peeked is None or peeked[0] is State.CANCELLED or peeked[1] != header.generation:
-        raise Ignore(f"run {header.run} was cancelled, resumed or forgotten")
+        why = why_dropped(header, peeked)
+        journal.dropped(header, why)
+        raise Ignore(why)
     outbox = advance.Outbox(self.app, header.origin)
     try:
         if rest:
@@ -92,11 +94,12 @@ def collect(
     """Record what the task before returned: one that is not a ClutchTask, or a replacement."""
     attempt = Attempt(self.app, self.header(), self.request, self.name, COLLECTS)
     begun = attempt.begin()
-    if begun.verdict is Verdict.BUSY or (begun.verdict is Verdict.DROP and not _is_kept(attempt)):
-        raise Ignore(
-            f"run {attempt.header.run} was forgotten, job {attempt.header.at} has failed, "
-            "or a copy ran"
-        )
+    if begun.verdict is Verdict.DROP and not _is_kept(attempt):
+        raise Ignore(attempt.dropped())
+    if begun.verdict is Verdict.BUSY:
+        why = f"{begun.owner} has the job; this message is a copy"
+        journal.dropped(attempt.header, why)
+        raise Ignore(why)
     if begun.verdict is Verdict.DONE:
         if not attempt.repeat():
             put_off(self, attempt.header, FRESH)

@@ -29,7 +29,7 @@ from ..extend import observers
 from ..model import shape
 from ..model.data import Data
 from ..stores.base import Verdict
-from . import advance
+from . import advance, journal
 from .attempt import FRESH, Attempt, lost, put_off, too_late
 
 logger = logging.getLogger(__name__)
@@ -227,10 +227,7 @@ class ClutchTask(Task):
         begun = attempt.begin()
         header = attempt.header
         if begun.verdict is Verdict.DROP:
-            raise Ignore(
-                f"run {header.run} was cancelled, resumed or forgotten, or this message of job "
-                f"{header.at} is a copy"
-            )
+            raise Ignore(attempt.dropped())
         if begun.verdict is Verdict.DONE:
             return self._repeat(attempt)
         if begun.verdict is Verdict.BUSY:
@@ -257,6 +254,7 @@ class ClutchTask(Task):
 
     def _repeat(self, attempt: Attempt) -> Any:
         """The message is a copy of one whose job has its result."""
+        journal.dropped(attempt.header, "the job has its result; this message is a copy")
         if not attempt.repeat() and not getattr(self.request, "is_eager", False):
             put_off(self, attempt.header, FRESH)
         self.request.chain = self.request.callbacks = None
@@ -374,6 +372,7 @@ class ClutchTask(Task):
                 store.delete(nested.run)
             raise Ignore(f"run {header.run} was cancelled, resumed or forgotten")
         for nested in attempt.nested:
+            journal.engaged(nested.run, nested.meta)
             observers.emit(attempt.runtime, signals.clutch_engaged, nested.engaged)
         if not runs:
             advance.wait_for_nested(self.app, replace(header, task=attempt.task), data)
