@@ -180,6 +180,7 @@ def test_doctor(
     reader.run(readme[[each.language for each in readme].index("python")])
     app: Celery = shop.__dict__["app"]
     app.conf.update(broker_url=broker, result_backend=broker, task_default_queue="readme-doctor")
+    app.conf.beat_schedule = {"sweep clutches": {"task": "celery_clutch.sweep", "schedule": 60.0}}
     told = reader.command(block.text)
     for package in ("celery", "kombu"):
         version = importlib.metadata.version(package)

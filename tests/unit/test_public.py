@@ -20,7 +20,7 @@ KEYWORD = inspect.Parameter.KEYWORD_ONLY
 NAMES = [
     *("Clutch", "series", "parallel"),
     *("ClutchTask", "previous_results"),
-    *("ClutchResult", "Status", "Failure"),
+    *("ClutchResult", "Status", "Failure", "Reason"),
     "Sequence",
     *("ResultStore", "hookimpl"),
     "ClutchError",
@@ -120,6 +120,7 @@ def test_the_signature_of_clutch() -> None:
         (ClutchResult.status, "(self)"),
         (ClutchResult.progress, "(self)"),
         (ClutchResult.failures, "(self, limit=None, offset=0)"),
+        (ClutchResult.why, "(self, ask=False, timeout=1.0)"),
         (ClutchResult.results, "(self, address=None)"),
         (ClutchResult.cancel, "(self)"),
         (ClutchResult.resume, "(self)"),
