@@ -28,7 +28,7 @@ from ..extend.plugins import runtime
 from ..model import codec, graph, plan, shape
 from ..model.reason import Reason
 from ..model.status import Failure, Progress, State, Status
-from ..runtime import engage, workers
+from ..runtime import engage, journal, workers
 from ..runtime.advance import follow
 from ..runtime.handlers import finished
 from ..stores.base import ENDED, Missing, Record, ResultStore
@@ -276,7 +276,10 @@ class ClutchResult:
         ended = (record.nested(each.info) for each in self._store.executions(self.id).values())
         for nested in (*_waited_for(found), *chain.from_iterable(ended)):
             ClutchResult(nested, self.app).forget()
-        return self._store.delete(self.id)
+        deleted = self._store.delete(self.id)
+        if deleted:
+            journal.forgotten(self.id)
+        return deleted
 
     # --- private --------------------------------------------------------------------------
 

@@ -116,6 +116,10 @@ class Attempt:
         )
         return self.store.patiently(self.store.begin, claim)
 
+    def copied(self) -> None:
+        """The job has its result from a message before this one; logged."""
+        journal.dropped(self.header, "the job has its result; this message is a copy")
+
     def dropped(self) -> str:
         """Why the store says to drop the message; logged, too."""
         header = self.header
@@ -219,7 +223,7 @@ def why_dropped(header: Header, peeked: tuple[State, int] | None) -> str:
         return "the run was cancelled"
     if generation != header.generation:
         return f"the run was resumed; this message is of generation {header.generation}"
-    return "the job has failed in this attempt or a later one; this message is a copy"
+    return "this attempt of the job, or a later one, has ended; this message is a copy"
 
 
 def put_off(task: Any, header: Header, countdown: float) -> None:

@@ -101,6 +101,7 @@ def collect(
         journal.dropped(attempt.header, why)
         raise Ignore(why)
     if begun.verdict is Verdict.DONE:
+        attempt.copied()
         if not attempt.repeat():
             put_off(self, attempt.header, FRESH)
         self.request.chain = None

@@ -36,6 +36,11 @@ def resumed(run: str, generation: int) -> None:
     _info("run %s was resumed, and is of generation %d now", run, generation, run=run)
 
 
+def forgotten(run: str) -> None:
+    """A run was deleted."""
+    _info("run %s was forgotten", run, run=run)
+
+
 def ended(run: str, state: State, why: str = "") -> None:
     """A run has ended; *why*, where that is not plain."""
     _info("run %s has ended: %s%s", run, state.value, why and f", {why}", run=run)
@@ -61,9 +66,16 @@ def failed(header: Header, failure: Failure) -> None:
 
 
 def dropped(header: Header, why: str) -> None:
-    """A message of a job does nothing."""
-    what = f"job {header.at}" if header.at else "a page"
-    _info("%s of run %s is dropped: %s", what, header.run, why, run=header.run, address=header.at)
+    """A message does nothing: that of a job, or one that sends a page."""
+    job = f"job {header.at} of " if header.at else ""
+    _info(
+        "a message of %srun %s is dropped: %s",
+        job,
+        header.run,
+        why,
+        run=header.run,
+        address=header.at,
+    )
 
 
 def _info(message: str, *args: Any, run: str, address: str = "") -> None:

@@ -254,7 +254,7 @@ class ClutchTask(Task):
 
     def _repeat(self, attempt: Attempt) -> Any:
         """The message is a copy of one whose job has its result."""
-        journal.dropped(attempt.header, "the job has its result; this message is a copy")
+        attempt.copied()
         if not attempt.repeat() and not getattr(self.request, "is_eager", False):
             put_off(self, attempt.header, FRESH)
         self.request.chain = self.request.callbacks = None
@@ -264,7 +264,9 @@ class ClutchTask(Task):
         """The job has returned before, and waits for others."""
         self.request.chain = self.request.callbacks = None
         if held.replaced:
-            raise Ignore(f"other tasks stand in the place of job {attempt.header.at}")
+            why = "other tasks stand in the place of the job; this message is a copy"
+            journal.dropped(attempt.header, why)
+            raise Ignore(why)
         header = replace(attempt.header, task=attempt.task)
         advance.wait_for_nested(self.app, header, held.dumps())
         return attempt.kept(held.value)
@@ -370,7 +372,7 @@ class ClutchTask(Task):
             attempt.release()  # a resume runs the job again
             for nested in created:
                 store.delete(nested.run)
-            raise Ignore(f"run {header.run} was cancelled, resumed or forgotten")
+            raise Ignore(attempt.dropped())
         for nested in attempt.nested:
             journal.engaged(nested.run, nested.meta)
             observers.emit(attempt.runtime, signals.clutch_engaged, nested.engaged)
