@@ -254,8 +254,9 @@ class Failed:
         recorded: the failure was news.
         died: this execution took the run from RUNNING to FAILED.
         settled: the steps whose last member this call settled.
-        due: what this call has made due; if it was no news, what was due before with the job as its
-            cause and has not been sent, as far as is known. Not the job's own next attempt.
+        due: what this call has made due; if it repeats what is recorded, what was due before with
+            the job as its cause and has not been sent, as far as is known. Not the job's own next
+            attempt.
         pages: the pages among ``due``, by key.
     """
 
@@ -556,7 +557,8 @@ class ResultStore(ABC):
         now on, even when the job's own retry has completed before. ``turns`` are over, as in
         `complete`, if the failure is final; ``retry`` is due if not, and if the job has no result.
         In a CANCELLED run nothing is due. A repeated call gets what is still due with the job as
-        its cause; ``died`` is told to the *token* that did it.
+        its cause, one of an attempt before the recorded one nothing: whoever recorded that one
+        sends it. ``died`` is told to the *token* that did it.
         """
 
     @abstractmethod

@@ -372,7 +372,11 @@ class TransactionalStore(ResultStore):
                 news = False  # a job that is dead stays so until it has a result
             settled = self._failed(rows, failed, known) if news else []
             retry = failed.retry[0] if failed.retry else ""
-            due = _new(rows) if news else _due(rows, failed.address)
+            due: tuple[str, ...] = ()
+            if news:
+                due = _new(rows)
+            elif before == (failed.attempt, failed.final):
+                due = _due(rows, failed.address)  # a copy; what a later attempt finds it sends itself
             due = tuple(key for key in due if key != retry)
             died = head.state is State.FAILED and head.ender == (failed.token or None)
             answer = Failed(news, died, tuple(settled), due, _pages(rows, due))

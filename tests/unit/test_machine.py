@@ -209,3 +209,13 @@ def test_branches_that_are_over_take_turns(over: list[tuple[str, bool]]) -> None
             pages += [key for key in store.complete(done).due if key not in pages]
     branches = len({address for address, _ in over})
     assert pages == [f"page 2/{number}" for number in range(1, 1 + min(branches, 2))]
+
+
+def test_an_attempt_that_is_recorded_after_the_next_one_reports_nothing() -> None:
+    store = MemoryStore()
+    store.create(RUN, b"", {}, 1)
+    alone = (Settles("0", "0", 1),)
+    first, second = (Attempted(RUN, "0", 0, b"", n, False, settles=alone) for n in (1, 2))
+    assert store.fail(second).due == ("failure 0",)
+    assert store.fail(first).due == (), "whoever recorded the second attempt sends it"
+    assert store.fail(second).due == ("failure 0",), "a copy finds what is still due"

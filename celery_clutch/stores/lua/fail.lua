@@ -55,12 +55,13 @@ local function record()
   redis.call('PUBLISH', ARGV[3] .. 'changed', address)
 end
 
-local current, news = head.generation == number(ARGV[5]), false
+local current, news, copy = head.generation == number(ARGV[5]), false, false
 if current then
   local before, was_final = 0, false
   if known then
     before, was_final = failure_flags(known)
   end
+  copy = before == attempt and was_final == final
   -- A job that is dead stays so until it has a result.
   if final then
     news = before < attempt or before == attempt and not was_final
@@ -79,8 +80,14 @@ end
 if not current then
   return {0, 0, {}, {}, {}}
 end
-local due = {}
-for _, key in ipairs(news and names(event.made) or due_of(address)) do
+-- What a later attempt has made due, whoever has recorded that one sends.
+local due, found = {}, {}
+if news then
+  found = names(event.made)
+elseif copy then
+  found = due_of(address)
+end
+for _, key in ipairs(found) do
   if ARGV[11] == '' or key ~= retry then
     due[#due + 1] = key
   end

@@ -473,6 +473,9 @@ BEGIN
     END IF;
     o_died := v_work.state = 'FAILED' AND p_token <> '' AND v_work.ender = p_token;
     o_settled := v_work.settled;
-    SELECT * INTO o_due, o_keys, o_pages
-    FROM clutch_due(v_work, o_recorded, coalesce(p_told->'retry'->>0, ''));
+    -- What a later attempt has made due, whoever has recorded that one sends.
+    IF o_recorded OR (v_known[1], v_known[2]) = (p_attempt, p_final) THEN
+        SELECT * INTO o_due, o_keys, o_pages
+        FROM clutch_due(v_work, o_recorded, coalesce(p_told->'retry'->>0, ''));
+    END IF;
 END $$;
