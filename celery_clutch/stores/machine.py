@@ -539,13 +539,7 @@ class TransactionalStore(ResultStore):
         name: str | None = None,
         tag: str | None = None,
     ) -> tuple[list[Summary], str]:
-        before = None
-        if cursor:
-            created, _, last = cursor.partition(" ")
-            before = float(created), last
-        heads = self.heads(before, count + 1)
-        page = [head.summary() for head in heads[:count]]
-        following = f"{page[-1].created_at!r} {page[-1].run}" if len(heads) > count else ""
+        page, following = listing(self.heads(position(cursor), count + 1), count)
         return [each for each in page if each.matches(state, name, tag)], following
 
     def notify(self, run: str) -> None:
@@ -561,6 +555,19 @@ class TransactionalStore(ResultStore):
         """Renew the time to live of a run."""
         head.updated_at = time.time()
         head.expires_at = head.updated_at + self.options.kept(head.state)
+
+
+def position(cursor: str) -> tuple[float, str] | None:
+    """What `TransactionalStore.heads` is given for the *cursor* of a listing."""
+    created, _, run = cursor.partition(" ")
+    return (float(created), run) if cursor else None
+
+
+def listing(heads: Sequence[Head], count: int) -> tuple[list[Summary], str]:
+    """A page of *count* runs, and the cursor for the next one, if there are more *heads*."""
+    page = [head.summary() for head in heads[:count]]
+    following = f"{page[-1].created_at!r} {page[-1].run}" if len(heads) > count else ""
+    return page, following
 
 
 def record(head: Head, rows: Mapping[str, Mapping[str, bytes]]) -> Record:

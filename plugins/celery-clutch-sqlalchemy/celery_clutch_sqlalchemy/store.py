@@ -7,7 +7,8 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -19,7 +20,14 @@ from celery_clutch.errors import (
 )
 from celery_clutch.model.status import State
 from celery_clutch.stores.base import NOTHING, StoreOptions, Summary, without_secrets
-from celery_clutch.stores.machine import Head, Rows, TransactionalStore, Wanted
+from celery_clutch.stores.machine import (
+    Head,
+    Rows,
+    TransactionalStore,
+    Wanted,
+    listing,
+    position,
+)
 from sqlalchemy import (
     URL,
     Connection,
@@ -128,7 +136,7 @@ class SQLAlchemyStore(TransactionalStore):
             with self._reading(run):
                 head = _head(found[0])
                 known = self._known(wanted, found)
-                work = Rows(replace(head), _Loader(connection, id), known)
+                work = Rows(replace(head), partial(_load, connection, id), known)
                 yield work
             self._write(connection, id, work)
             if work.head != head:
@@ -200,12 +208,8 @@ class SQLAlchemyStore(TransactionalStore):
             return _head(next(row for row in found if row.kind is None)), written
 
     def rows(self, run: str, kind: str, keys: Sequence[str] | None) -> Mapping[str, bytes]:
-        query = select(rows.c.key, rows.c.value)
-        query = query.where(rows.c.run_id == self._id(run), rows.c.kind == kind)
-        parts = [query]
-        if keys is not None:
-            parts = [query.where(rows.c.key.in_(some)) for some in _chunks(keys)]
-        return {row.key: row.value for part in parts for row in self._all(part)}
+        queries = _queries(self._id(run), kind, keys)
+        return {row.key: row.value for query in queries for row in self._all(query)}
 
     def heads(self, before: tuple[float, str] | None, count: int) -> list[Head]:
         return self._heads(before, count)
@@ -259,21 +263,13 @@ class SQLAlchemyStore(TransactionalStore):
             return (State(found[0].state), found[0].generation) if found else None
 
     def finished(self, run: str, addresses: Sequence[str]) -> set[str]:
-        mine = rows.c.run_id == self._id(run), rows.c.kind == "result"
-        query = select(rows.c.key).where(*mine)
-        found: set[str] = set()
-        for some in _chunks(addresses):
-            found.update(row.key for row in self._all(query.where(rows.c.key.in_(some))))
-        return found
+        queries = _queries(self._id(run), "result", addresses)
+        keys = (query.with_only_columns(rows.c.key) for query in queries)
+        return {row.key for query in keys for row in self._all(query)}
 
     def unfinished(self, cursor: str = "", count: int = 500) -> tuple[list[Summary], str]:
-        before = None
-        if cursor:
-            created, _, last = cursor.partition(" ")
-            before = float(created), last
-        heads = self._heads(before, count, or_(runs.c.state == State.RUNNING.value, _DUE > 0))
-        following = f"{heads[-1].created_at!r} {heads[-1].run}" if len(heads) == count else ""
-        return [head.summary() for head in heads], following
+        wanted = or_(runs.c.state == State.RUNNING.value, _DUE > 0)
+        return listing(self._heads(position(cursor), count + 1, wanted), count)
 
     def check(self) -> list[str]:
         try:
@@ -470,9 +466,6 @@ _DUE = (
     .correlate(runs)
     .scalar_subquery()
 )
-_OF_KIND = select(rows.c.key, rows.c.value).where(
-    rows.c.run_id == bindparam("its_id"), rows.c.kind == bindparam("its_kind")
-)
 
 
 def _these(kind: str, keys: Sequence[str]) -> Any:
@@ -480,20 +473,20 @@ def _these(kind: str, keys: Sequence[str]) -> Any:
     return and_(rows.c.kind == kind, rows.c.key.in_(keys))
 
 
-@dataclass
-class _Loader:
-    """Reads rows of a run that is locked."""
+def _queries(id: Any, kind: str, keys: Sequence[str] | None) -> list[Any]:
+    """What asks for the rows of a run, by its number or a query for that."""
+    query = select(rows.c.key, rows.c.value).where(rows.c.run_id == id)
+    if keys is None:
+        return [query.where(rows.c.kind == kind)]
+    return [query.where(_these(kind, some)) for some in _chunks(keys)]
 
-    connection: Connection
-    id: int
 
-    def __call__(self, kind: str, keys: Sequence[str] | None) -> dict[str, bytes]:
-        queries = [_OF_KIND]
-        if keys is not None:
-            queries = [_OF_KIND.where(rows.c.key.in_(some)) for some in _chunks(keys)]
-        values = {"its_id": self.id, "its_kind": kind}
-        found = (self.connection.execute(query, values) for query in queries)
-        return {key: value for each in found for key, value in each}
+def _load(
+    connection: Connection, id: int, kind: str, keys: Sequence[str] | None
+) -> dict[str, bytes]:
+    """Rows of a run that is locked."""
+    queries = _queries(id, kind, keys)
+    return {key: value for query in queries for key, value in connection.execute(query)}
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
