@@ -18,12 +18,34 @@ KEY = 720
 """The longest key of a row: an address of up to 500 characters, a blank, and the id of a run."""
 
 
+class Name(models.CharField):
+    """Text that is itself only if every character is.
+
+    MySQL and MariaDB keep it as bytes: by their collations "a", "A" and "a " are often the same.
+    """
+
+    def db_type(self, connection: Any) -> str | None:
+        if connection.vendor == "mysql":
+            return f"varbinary({4 * (self.max_length or 0)})"
+        kind: str | None = super().db_type(connection)
+        return kind
+
+    def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:
+        value = super().get_db_prep_value(value, connection, prepared)
+        if connection.vendor == "mysql" and isinstance(value, str):
+            return value.encode()
+        return value
+
+    def from_db_value(self, value: Any, *_: Any) -> Any:
+        return value.decode() if isinstance(value, bytes) else value
+
+
 class Run(models.Model):
     """What there is of a run once, and what listings look for."""
 
     id = models.BigAutoField(primary_key=True)
-    prefix = models.CharField(max_length=100)
-    run = models.CharField("id", max_length=200)
+    prefix = Name(max_length=100)
+    run = Name("id", max_length=200)
     meta = models.BinaryField()
     name = models.CharField(max_length=200, null=True)
     tags = models.TextField(default="[]")  # JSON: a list of texts
@@ -64,7 +86,7 @@ class Row(models.Model):
     id = models.BigAutoField(primary_key=True)
     run = models.ForeignKey(Run, models.CASCADE, related_name="rows", db_index=False)
     kind = models.CharField(max_length=7)
-    key = models.CharField(max_length=KEY)
+    key = Name(max_length=KEY)
     value = models.BinaryField()
 
     class Meta:
@@ -78,8 +100,8 @@ class Owner(models.Model):
     """A process that has leases, and until when it is said to live."""
 
     id = models.BigAutoField(primary_key=True)
-    prefix = models.CharField(max_length=100)
-    owner = models.CharField(max_length=400)
+    prefix = Name(max_length=100)
+    owner = Name(max_length=400)
     until = models.FloatField()
 
     class Meta:

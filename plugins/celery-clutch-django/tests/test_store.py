@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import io
+import os
 import threading
 import time
 import unittest
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from celery_clutch_django.models import Row, Run
@@ -106,6 +108,65 @@ def test_it_needs_its_app(run_python: Callable[..., str]) -> None:
     assert "set DJANGO_SETTINGS_MODULE" in first
     assert "call django.setup()" in second
     assert third == 'django://default: add "celery_clutch_django" to INSTALLED_APPS'
+
+
+# --- databases that take other text for the same ------------------------------------------------
+
+ON_MARIADB = """
+    import os
+    from urllib.parse import unquote, urlsplit
+    import pymysql
+    pymysql.version_info = (2, 2, 7, "final", 0)  # what Django asks of mysqlclient
+    pymysql.install_as_MySQLdb()
+    place = urlsplit(os.environ["PLACE"])
+    user, password = unquote(place.username or "root"), unquote(place.password or "")
+    how = {"host": place.hostname, "port": place.port or 3306, "user": user, "password": password}
+    name = f"clutch_django_{os.getpid()}"
+    try:
+        server = pymysql.connect(**how)
+    except pymysql.Error as exc:
+        raise SystemExit(print(f"missing {exc}"))
+    server.cursor().execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+    try:
+        import django
+        from django.conf import settings
+        from django.core.management import call_command
+        database = {"ENGINE": "django.db.backends.mysql", "NAME": name}
+        database |= {key.upper(): value for key, value in how.items()}
+        apps = ["celery_clutch_django"]
+        settings.configure(DATABASES={"default": database}, INSTALLED_APPS=apps, USE_TZ=True)
+        django.setup()
+        call_command("migrate", verbosity=0)
+        from celery_clutch.stores.base import Completion, StoreOptions
+        from celery_clutch_django.plugin import open_store
+        store = open_store("django://default", StoreOptions("x"))
+        texts = ["k", "K", "k ", " ", "  ", "e", "\u00e9", "e\u0301", "\u00df", "ss", "\U0001f600" * 200]
+        for text in texts:
+            store.create(text, b"", {}, 1, data={key: key.encode() for key in texts})
+        store.complete(Completion("k", "0", 0, b"", changes={"k": None}))
+        store.renew(texts, 60)
+        kept = {key: key.encode() for key in texts}
+        assert store.data("K") == kept, store.data("K")
+        del kept["k"]
+        assert store.data("k") == kept, store.data("k")
+        assert {each.run for each in store.scan()[0]} == set(texts)
+        assert set(store.owners()) == set(texts)
+    finally:
+        server.cursor().execute(f"DROP DATABASE {name}")
+    print("fine")
+"""
+
+
+def test_text_is_itself_only_on_mariadb(
+    run_python: Callable[..., str], missing: Callable[[str, object], NoReturn]
+) -> None:
+    if importlib.util.find_spec("pymysql") is None:
+        missing("PyMySQL", "it is not installed")
+    place = os.environ.get("CLUTCH_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1:3306/test")
+    said = run_python(ON_MARIADB, PLACE=place).strip()
+    if said.startswith("missing"):
+        missing("MariaDB", said)
+    assert said == "fine"
 
 
 # --- statements -------------------------------------------------------------------------------

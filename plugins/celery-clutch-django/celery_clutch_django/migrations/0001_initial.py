@@ -5,6 +5,8 @@ from typing import Any
 import django.db.models.deletion
 from django.db import migrations, models
 
+from celery_clutch_django.models import Name
+
 
 class Migration(migrations.Migration):
     initial = True
@@ -14,8 +16,8 @@ class Migration(migrations.Migration):
             name="Owner",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
-                ("prefix", models.CharField(max_length=100)),
-                ("owner", models.CharField(max_length=400)),
+                ("prefix", Name(max_length=100)),
+                ("owner", Name(max_length=400)),
                 ("until", models.FloatField()),
             ],
             options={
@@ -29,8 +31,8 @@ class Migration(migrations.Migration):
             name="Run",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
-                ("prefix", models.CharField(max_length=100)),
-                ("run", models.CharField(max_length=200, verbose_name="id")),
+                ("prefix", Name(max_length=100)),
+                ("run", Name(max_length=200, verbose_name="id")),
                 ("meta", models.BinaryField()),
                 ("name", models.CharField(max_length=200, null=True)),
                 ("tags", models.TextField(default="[]")),
@@ -77,7 +79,7 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
                 ("kind", models.CharField(max_length=7)),
-                ("key", models.CharField(max_length=720)),
+                ("key", Name(max_length=720)),
                 ("value", models.BinaryField()),
                 (
                     "run",
