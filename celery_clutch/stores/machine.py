@@ -547,7 +547,7 @@ class TransactionalStore(ResultStore):
 
     def _renew(self, head: Head) -> None:
         """Renew the time to live of a run, unless that was done just now."""
-        lately = min(RENEWED, self.options.ttl / 100, self.options.result_ttl / 100)
+        lately = min(RENEWED, self.options.kept(head.state) / 100)
         if abs(time.time() - head.updated_at) > lately:
             self._touch(head)
 
