@@ -376,7 +376,9 @@ class TransactionalStore(ResultStore):
             if news:
                 due = _new(rows)
             elif before == (failed.attempt, failed.final):
-                due = _due(rows, failed.address)  # a copy; what a later attempt finds it sends itself
+                due = _due(
+                    rows, failed.address
+                )  # a copy; what a later attempt finds it sends itself
             due = tuple(key for key in due if key != retry)
             died = head.state is State.FAILED and head.ender == (failed.token or None)
             answer = Failed(news, died, tuple(settled), due, _pages(rows, due))
