@@ -15,7 +15,6 @@ from celery import current_app
 from ..compile import canvas, compat, pages, record
 from ..errors import (
     ClutchCancelled,
-    ClutchError,
     ClutchExpired,
     ClutchFailed,
     ClutchTimeout,
@@ -335,7 +334,7 @@ class ClutchResult:
         message = f"run {self.id} has not ended within {timeout} seconds"
         try:
             found = why.reasons(snapshot.take(self.app, self.id, most=FEW))
-        except ClutchError:  # forgotten just now, or the store is away
+        except Exception:  # forgotten just now, or the store is away: the timeout is what matters
             return ClutchTimeout(message)
         return ClutchTimeout(f"{message}: {why.short(found)}", found)
 
