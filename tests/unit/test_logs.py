@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery, Task
+from celery import Celery
 
-from celery_clutch import Clutch, ClutchResult, ClutchTask, logs
-from celery_clutch.compile.canvas import COLLECT
+from celery_clutch import Clutch, ClutchTask, logs
 from celery_clutch.compile.header import Header
 from celery_clutch.model.status import State
 from celery_clutch.runtime.attempt import why_dropped
@@ -125,8 +124,8 @@ def test_the_filter_keeps_what_a_record_says_itself() -> None:
 
 def test_a_run_that_succeeds(shop: Celery, told: Lines) -> None:
     run = Clutch(shop.tasks["shop.say"].s("x"), name="nightly", app=shop).engage()
-    run.get(timeout=10)
-    wait_for(lambda: f"run {run.id} has ended: SUCCEEDED" in told.lines)
+    # A run is told of once it is recorded: who waits for it may know earlier.
+    wait_for(lambda: len(told.lines) == 2)
     assert sorted(told.lines) == sorted(
         [f"run {run.id} 'nightly' was engaged: 1 job", f"run {run.id} has ended: SUCCEEDED"]
     )
@@ -136,8 +135,6 @@ def test_a_run_that_succeeds(shop: Celery, told: Lines) -> None:
 
 def test_a_run_that_fails(shop: Celery, told: Lines) -> None:
     run = Clutch(shop.tasks["shop.scan"].s(1), app=shop).engage()
-    run.get(timeout=10, propagate=False)
-    # The store says that the run has ended before the worker does.
     wait_for(lambda: f"run {run.id} has ended: FAILED, job 0 is dead" in told.lines)
     failures = [line for line in told.lines if " has failed " in line]
     job = f"job 0 shop.scan of run {run.id} has failed"
@@ -167,8 +164,6 @@ def test_a_run_that_is_cancelled_and_resumed(app: Celery, told: Lines) -> None:
         f"run {run.id} has ended: CANCELLED",
         f"run {run.id} was resumed, and is of generation 1 now",
     ]
-    run.forget()
-    assert told.lines[3:] == [f"run {run.id} was forgotten"]
 
 
 @pytest.mark.parametrize(
@@ -185,40 +180,8 @@ def test_what_is_dropped(shop: Celery, told: Lines, act: str, why: str) -> None:
         if status.done:
             break
     getattr(run, act)()
-    line = f"a message of job 1 of run {run.id} is dropped: {why}"
+    line = f"job 1 of run {run.id} is dropped: {why}"
     wait_for(lambda: line in told.lines)
-
-
-def test_a_job_that_nests_in_a_run_that_goes_away(shop: Celery, told: Lines) -> None:
-    """It has run; what it has nested does not start."""
-
-    @shop.task(name="shop.cancelled", bind=True)
-    def cancelled(self: Any) -> None:
-        Clutch(shop.tasks["shop.say"].s("inside"), parent=self).engage()
-        ClutchResult(self.request.clutch["run"], shop).cancel()
-
-    run = Clutch(cancelled.s(), app=shop).engage()
-    line = f"a message of job 0 of run {run.id} is dropped: the run was cancelled"
-    wait_for(lambda: line in told.lines)
-
-
-def test_a_copy_of_a_message_whose_job_has_its_result(app: Celery, told: Lines) -> None:
-    @app.task(name="plain", base=Task)
-    def plain() -> None: ...
-
-    @app.task(name="job")
-    def job() -> None: ...
-
-    with embedded(app):
-        run = Clutch(job.s(), plain.s(), app=app).engage()
-        run.get(timeout=10)
-        for name in ("job", COLLECT):
-            address = "0" if name == "job" else "1"
-            header = {"run": run.id, "gen": 0, "at": address, "page": "0"}
-            app.send_task(name, headers={"clutch": header})
-        for address in "01":
-            line = f"a message of job {address} of run {run.id} is dropped: the job has its result"
-            wait_for(lambda line=line: any(each.startswith(line) for each in told.lines))
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
