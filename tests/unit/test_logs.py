@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
 
-from celery_clutch import Clutch, ClutchTask, logs
+from celery_clutch import Clutch, ClutchResult, ClutchTask, logs
+from celery_clutch.compile.canvas import COLLECT
 from celery_clutch.compile.header import Header
 from celery_clutch.model.status import State
 from celery_clutch.runtime.attempt import why_dropped
@@ -164,6 +165,8 @@ def test_a_run_that_is_cancelled_and_resumed(app: Celery, told: Lines) -> None:
         f"run {run.id} has ended: CANCELLED",
         f"run {run.id} was resumed, and is of generation 1 now",
     ]
+    run.forget()
+    assert told.lines[3:] == [f"run {run.id} was forgotten"]
 
 
 @pytest.mark.parametrize(
@@ -180,8 +183,40 @@ def test_what_is_dropped(shop: Celery, told: Lines, act: str, why: str) -> None:
         if status.done:
             break
     getattr(run, act)()
-    line = f"job 1 of run {run.id} is dropped: {why}"
+    line = f"a message of job 1 of run {run.id} is dropped: {why}"
     wait_for(lambda: line in told.lines)
+
+
+def test_a_job_that_nests_in_a_run_that_goes_away(shop: Celery, told: Lines) -> None:
+    """It has run; what it has nested does not start."""
+
+    @shop.task(name="shop.cancelled", bind=True)
+    def cancelled(self: Any) -> None:
+        Clutch(shop.tasks["shop.say"].s("inside"), parent=self).engage()
+        ClutchResult(self.request.clutch["run"], shop).cancel()
+
+    run = Clutch(cancelled.s(), app=shop).engage()
+    line = f"a message of job 0 of run {run.id} is dropped: the run was cancelled"
+    wait_for(lambda: line in told.lines)
+
+
+def test_a_copy_of_a_message_whose_job_has_its_result(app: Celery, told: Lines) -> None:
+    @app.task(name="plain", base=Task)
+    def plain() -> None: ...
+
+    @app.task(name="job")
+    def job() -> None: ...
+
+    with embedded(app):
+        run = Clutch(job.s(), plain.s(), app=app).engage()
+        run.get(timeout=10)
+        for name in ("job", COLLECT):
+            address = "0" if name == "job" else "1"
+            header = {"run": run.id, "gen": 0, "at": address, "page": "0"}
+            app.send_task(name, headers={"clutch": header})
+        for address in "01":
+            line = f"a message of job {address} of run {run.id} is dropped: the job has its result"
+            wait_for(lambda line=line: any(each.startswith(line) for each in told.lines))
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
