@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -15,11 +15,10 @@ from celery.app.defaults import DEFAULTS
 from kombu.utils.uuid import uuid
 
 from ..compile import compat
-from ..errors import ClutchError, ConfigurationError
+from ..errors import ClutchError, ConfigurationError, NoStore, RunNotFound
 from ..extend.plugins import runtime
-from ..extend.settings import NAMES, REDIS_SCHEMES
+from ..extend.settings import NAMES, REDIS_SCHEMES, Settings
 from ..handle import snapshot, why
-from ..handle.result import ClutchResult
 from ..model.workers import Worker, Workers
 from ..runtime import workers
 from ..runtime.task import ClutchTask
@@ -61,25 +60,26 @@ def examine(app: Celery, timeout: float = 2.0, run: str | None = None) -> Findin
     """Look at everything, and at the *run* of this id, if one is given.
 
     Workers have *timeout* seconds to answer. Changes nothing for good.
-
-    Raises:
-        RunNotFound: there is no such run.
     """
+    for check in (_versions, _settings, _tasks, _backend, _store, _times, _sweep):
+        yield from _tried(check, app)
+    asked: Workers | None = yield from _tried(_broker, app, timeout)
     if run is not None:
-        ClutchResult(run, app).status()
-
-    def _broker(app: Celery, timeout: float) -> Findings:
-        return _reach(app, timeout, run)
-
-    for check in (_versions, _settings, _tasks, _backend, _store, _times, _sweep, _broker):
-        try:
-            yield from check(app, timeout)
-        except Exception as exc:  # whatever is wrong here is what the operator wants to know
-            what = f"the check of {check.__name__.strip('_')} fails: {type(exc).__name__}: {exc}"
-            yield Finding(Severity.PROBLEM, what)
+        yield from _tried(_run, app, run, asked)
 
 
-def _versions(app: Celery, timeout: float) -> Findings:
+def _tried(check: Callable[..., Iterator[Finding]], *args: Any) -> Generator[Finding, None, Any]:
+    """What *check* finds, and returns; whatever goes wrong in it is what the operator wants to
+    know."""
+    try:
+        return (yield from check(*args))
+    except Exception as exc:
+        what = f"the check of {check.__name__.strip('_')} fails: {type(exc).__name__}: {exc}"
+        yield Finding(Severity.PROBLEM, what)
+        return None
+
+
+def _versions(app: Celery) -> Findings:
     """Requirements of what is installed, also those that pip does not look at."""
     try:
         from packaging.requirements import Requirement
@@ -109,7 +109,7 @@ def _versions(app: Celery, timeout: float) -> Findings:
         yield _ok(f"Celery {celery} and kombu {kombu} fit")
 
 
-def _tasks(app: Celery, timeout: float) -> Findings:
+def _tasks(app: Celery) -> Findings:
     app.loader.import_default_modules()
     own = {name: task for name, task in app.tasks.items() if not name.startswith(INTERNAL)}
     plain = sorted(name for name, task in own.items() if not isinstance(task, ClutchTask))
@@ -128,7 +128,7 @@ def _tasks(app: Celery, timeout: float) -> Findings:
         )
 
 
-def _backend(app: Celery, timeout: float) -> Findings:
+def _backend(app: Celery) -> Findings:
     if app.conf.task_always_eager:
         yield _warning("task_always_eager is set", "Unset it where workers are to run the jobs.")
         return
@@ -145,11 +145,13 @@ def _backend(app: Celery, timeout: float) -> Findings:
     yield _ok(f"the result backend {backend.as_uri()} can be reached")
 
 
-def _store(app: Celery, timeout: float) -> Findings:
+def _store(app: Celery) -> Findings:
     try:
         store = runtime(app).store
         skew = _probe(store)
     except ConfigurationError as exc:
+        if _wrong(app):
+            return  # the check of settings says that
         yield _problem(f"the result store is not ready: {exc}", "See clutch_store in the README.")
         return
     except ClutchError as exc:
@@ -182,8 +184,10 @@ def _probe(store: ResultStore) -> float:
     return _apart(found.created_at, before, after)
 
 
-def _settings(app: Celery, timeout: float) -> Findings:
-    """Settings that nobody reads."""
+def _settings(app: Celery) -> Findings:
+    """Settings that make no sense, and those that nobody reads."""
+    if wrong := _wrong(app):
+        yield _problem(wrong, "Correct it, or leave it out.")
     for name in _written(app):
         plain = name.removeprefix(app.conf.prefix) if app.conf.prefix else name
         likely = plain.lower()
@@ -199,6 +203,17 @@ def _settings(app: Celery, timeout: float) -> Findings:
             yield _warning(f"there is no setting {name}", fix)
 
 
+def _wrong(app: Celery) -> str:
+    """What is wrong with the value of a setting."""
+    try:
+        Settings.of(app.conf)
+    except NoStore:  # the check of the store says that
+        pass
+    except ConfigurationError as exc:
+        return str(exc)
+    return ""
+
+
 def _written(app: Celery) -> list[str]:
     """The names in the app's configuration that are not Celery's."""
     names = {name for name in app.conf if isinstance(name, str) and not name.startswith("_")}
@@ -208,7 +223,7 @@ def _written(app: Celery) -> list[str]:
     return sorted(names - DEFAULTS.keys())
 
 
-def _sweep(app: Celery, timeout: float) -> Findings:
+def _sweep(app: Celery) -> Findings:
     if app.conf.task_always_eager:
         return
     if snapshot.schedules_sweep(app):
@@ -221,7 +236,7 @@ def _sweep(app: Celery, timeout: float) -> Findings:
     )
 
 
-def _times(app: Celery, timeout: float) -> Findings:
+def _times(app: Celery) -> Findings:
     conf = app.conf
     visibility = (conf.broker_transport_options or {}).get("visibility_timeout")
     if visibility and visibility < SHORT and _is_redis(conf.broker_url):
@@ -233,8 +248,8 @@ def _times(app: Celery, timeout: float) -> Findings:
         )
 
 
-def _reach(app: Celery, timeout: float, run: str | None) -> Findings:
-    """Broker and workers, and what those say of *run*."""
+def _broker(app: Celery, timeout: float) -> Generator[Finding, None, Workers | None]:
+    """Broker and workers; returns what those have answered."""
     try:
         with app.connection_for_write() as connection:
             url = connection.as_uri()
@@ -243,7 +258,7 @@ def _reach(app: Celery, timeout: float, run: str | None) -> Findings:
     except Exception as exc:
         what = f"the broker cannot be reached: {exc}"
         yield _problem(what, "Start it, or correct broker_url.")
-        return
+        return None
     yield _ok(f"the broker {url} can be reached")
     if is_amqp and not compat.confirms(app):
         yield _warning(
@@ -252,8 +267,7 @@ def _reach(app: Celery, timeout: float, run: str | None) -> Findings:
         )
     asked = workers.ask(app, timeout)
     yield from _workers(app, asked)
-    if run is not None:
-        yield from _run(app, run, asked)
+    return asked
 
 
 def _workers(app: Celery, asked: Workers) -> Findings:
@@ -344,9 +358,21 @@ _SEVERITIES = {
 }
 
 
-def _run(app: Celery, run: str, asked: Workers) -> Findings:
+def _run(app: Celery, run: str, asked: Workers | None) -> Findings:
     """A run: what `why` says of it, and whether workers are ready for what is left of it."""
-    for reason in why.reasons(snapshot.take(app, run, asked)):
+    try:
+        taken = snapshot.take(app, run, asked)
+    except RunNotFound as exc:
+        fix = (
+            "It was never engaged, was forgotten, or has expired; or it was engaged with another "
+            "clutch_store or clutch_key_prefix: give this command the same."
+        )
+        yield _problem(str(exc), fix)
+        return
+    except ClutchError:  # the check of the store has said what is wrong with it
+        yield _problem(f"run {run} cannot be looked at without its store", "Ask again then.")
+        return
+    for reason in why.reasons(taken):
         if reason.kind not in ("no worker", "store"):  # those were told before
             severity = _SEVERITIES.get(reason.kind, Severity.OK)
             yield Finding(severity, f"{reason.run}: {reason.sentence}", reason.fix)

@@ -671,6 +671,12 @@ def test_doctor(shop: Shop) -> None:
     assert {each["severity"] for each in found} == {"ok", "warning"}
 
 
+def test_doctor_of_a_run_that_is_not_there(shop: Shop) -> None:
+    output = shop("doctor", "nosuch", "--timeout", "5", code=1).output
+    assert "problem  there is no run 'nosuch'" in output
+    assert "embedded@localhost" in output
+
+
 def test_doctor_ends_with_1_where_there_is_a_problem(shop: Shop) -> None:
     shop.app.conf.clutch_store = "nosuch://"
     assert "problem  the result store" in shop("doctor", "--strict", code=1).output

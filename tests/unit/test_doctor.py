@@ -13,7 +13,6 @@ import pytest
 from celery import Celery, _state
 
 from celery_clutch import Clutch, ClutchTask
-from celery_clutch.errors import RunNotFound
 from celery_clutch.extend.plugins import runtime
 from celery_clutch.operate import doctor
 from celery_clutch.operate.doctor import Finding, Severity
@@ -112,10 +111,9 @@ def test_servers_that_are_not_there() -> None:
         assert [what for what in problems if what.startswith(part)], problems
 
 
-@pytest.mark.parametrize("url", ["nosuch://", "no url"])
-def test_a_store_that_cannot_be(url: str) -> None:
+def test_a_store_that_cannot_be() -> None:
     app = make_app()
-    app.conf.clutch_store = url
+    app.conf.clutch_store = "nosuch://"
     assert about(app, "result store").severity is Severity.PROBLEM
 
 
@@ -182,14 +180,49 @@ def test_a_sweep_that_nobody_schedules(app: Celery) -> None:
     assert not [what for what in trouble(app) if "sweep" in what]
 
 
-def test_messages_that_cannot_carry_headers(app: Celery) -> None:
-    app.conf.task_protocol = 1
-    assert "task_protocol is 1" in about(app, "task_protocol").what
+def test_a_run_that_is_not_there(served: Celery) -> None:
+    """It may be in a store that another setting names: everything else is examined all the same."""
+    found = {each.what: each for each in doctor.examine(served, 3, "nosuch")}
+    missing = found["there is no run 'nosuch' in <MemoryStore memory://>"]
+    assert missing.severity is Severity.PROBLEM
+    assert "clutch_store" in missing.fix
+    assert any("embedded@localhost" in what for what in found)
 
 
-def test_a_run_that_is_not_there(app: Celery) -> None:
-    with pytest.raises(RunNotFound):
-        list(doctor.examine(app, 0.1, "nosuch"))
+def test_a_run_while_the_broker_is_away(app: Celery) -> None:
+    app.task(name="doctor.job")(nothing)
+    run = Clutch(app.tasks["doctor.job"].s().set(countdown=60), app=app).engage()
+    app.conf.update(broker_url=NOWHERE)
+    told = [each.what for each in doctor.examine(app, 0.1, run.id)]
+    assert any("the broker cannot be reached" in what for what in told)
+    assert any(f"{run.id}: job 0 doctor.job is to begin at" in what for what in told)
+
+
+def test_a_run_while_the_store_is_away() -> None:
+    app = App("doctor", broker="memory://", task_cls=ClutchTask, set_as_current=False)
+    app.conf.clutch_store = NOWHERE
+    told = list(doctor.examine(app, 0.1, "some"))
+    problems = [each.what for each in told if each.severity is Severity.PROBLEM]
+    (store,) = [what for what in problems if what.startswith("the result store cannot be used")]
+    assert [what for what in problems if what != store] == [
+        "run some cannot be looked at without its store"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("task_protocol", 1),
+        ("clutch_ttl", -1),
+        ("clutch_lease", "long"),
+        ("clutch_store", "no url"),
+    ],
+)
+def test_a_setting_that_makes_no_sense(app: Celery, name: str, value: Any) -> None:
+    app.conf[name] = value
+    found = about(app, name)
+    assert found.severity is Severity.PROBLEM
+    assert found.what.startswith(name)
 
 
 def test_a_run_that_workers_are_ready_for(served: Celery) -> None:

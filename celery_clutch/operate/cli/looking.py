@@ -17,6 +17,7 @@ import click
 from celery.utils.imports import import_from_cwd
 
 from ...compile import record
+from ...errors import ClutchError
 from ...handle import tree
 from ...model import graph, plan
 from ...model.status import Failure, isoformat
@@ -318,6 +319,14 @@ def _composed(target: str) -> Any:
     return found
 
 
+def _meant(obj: Any, id: str | None) -> str | None:
+    """The run that *id* is the start of; itself where nobody can know, which doctor says."""
+    try:
+        return None if id is None else resolve(store_of(obj), id)
+    except ClutchError:
+        return id
+
+
 @clutch.command("doctor")
 @click.argument("id", required=False, shell_complete=complete_ids)
 @click.option("--strict", is_flag=True, help="Exit with 2 if there are warnings.")
@@ -332,8 +341,7 @@ def doctor_(obj: Any, id: str | None, strict: bool, timeout: float, as_json: boo
     Exit with 1 if there is a problem.
     """
     findings = []
-    run = None if id is None else resolve(store_of(obj), id)
-    for finding in doctor.examine(obj.app, timeout, run):
+    for finding in doctor.examine(obj.app, timeout, _meant(obj, id)):
         findings.append(finding)
         if not as_json:
             label = finding.severity.value
