@@ -18,7 +18,7 @@ from ..model import plan
 from ..model.plan import Job, Parallel, Scope
 from ..model.reason import Reason
 from ..model.status import Failure, State
-from ..model.workers import Worker, Workers, place
+from ..model.workers import JOBS, Worker, Workers, place
 from ..stores.base import Due, Lease, Record
 from .tree import Node, Tree, duration
 
@@ -215,15 +215,15 @@ class _Why:
                 continue
             since = min(each.since for each in jobs)
             sentence = (
-                f'nobody consumes the queue "{queue}", which {self._jobs(jobs)} '
+                f'no worker that answers consumes the queue "{queue}", which {self._jobs(jobs)} '
                 f"{_verb(jobs, 'waits', 'wait')} in, {self._since(since)}"
             )
             fix = f"celery -A proj worker -Q {queue}"
             yield self._reason("queue", sentence, jobs[0].address, since, fix)
         for queue in sorted(set(self.snapshot.internal) - workers.queues - waiting.keys()):
             sentence = (
-                f'nobody consumes the queue "{queue}", which the messages go through that send the '
-                "jobs of the run"
+                f'no worker that answers consumes the queue "{queue}", which the messages go '
+                "through that send the jobs of the run"
             )
             yield self._reason("queue", sentence, fix=f"celery -A proj worker -Q {queue}")
 
@@ -358,9 +358,12 @@ class _Why:
         length = workers.lengths.get(queue) if workers else None
         if workers and length == 0:
             were = _verb(jobs, "it was", "they were")
+            if any(len(worker.jobs) >= JOBS for worker in workers):  # it does not tell of more
+                return f': the queue "{queue}" is empty: a worker has {messages}, or {were} lost'
             if self.now - since < RECENT:
                 were = _verb(jobs, "it is on its way, or was", "they are on their way, or were")
-            return f': no worker has {messages}, and the queue "{queue}" is empty: {were} lost'
+            nobody = f"no worker that answers has {messages}"
+            return f': {nobody}, and the queue "{queue}" is empty: {were} lost'
         lies, were = _verb(jobs, "lies", "lie"), _verb(jobs, "was", "were")
         if length is None:
             return f': {messages} {lies} in the queue "{queue}", or {were} lost'

@@ -75,13 +75,16 @@ def test_a_queue_that_nobody_consumes(lab: Lab, gate: Gate) -> None:
     reason = told(run, "queue")
     jobs = r"jobs \(4\) 1\.0, 1\.1, 1\.2, \.\.\. it\.value"
     matches(
-        rf'nobody consumes the queue "{gate.queue}", which {jobs} wait in, since {CLOCK} {FOR}',
+        rf'no worker that answers consumes the queue "{gate.queue}", which {jobs} wait in, '
+        rf"since {CLOCK} {FOR}",
         reason,
     )
     assert reason.fix == f"celery -A proj worker -Q {gate.queue}"
     waiting = told(run, "waiting")
     assert waiting.sentence.endswith(f'lie in the queue "{gate.queue}", which has 4 messages')
-    assert f'nobody consumes the queue "{gate.queue}"' in on_terminal(clutch(lab, "why", run.id))
+    assert f'no worker that answers consumes the queue "{gate.queue}"' in on_terminal(
+        clutch(lab, "why", run.id)
+    )
     doctor = clutch(lab, "doctor", run.id, "--timeout", "3", code=1)
     assert f"problem  {run.id}: no worker consumes from {gate.queue}" in doctor
     gate.open()
@@ -100,9 +103,42 @@ def test_a_queue_behind_a_page_that_a_worker_has_to_send(make_lab: MakeLab) -> N
         run = series(parallel(many)).engage()
         reason = told(run, "queue")
         assert reason.sentence == (
-            f'nobody consumes the queue "{lab.queue}", which the messages go through that send the '
-            "jobs of the run"
+            f'no worker that answers consumes the queue "{lab.queue}", which the messages go '
+            "through that send the jobs of the run"
         )
+
+
+def test_a_queue_of_rabbitmq(make_lab: MakeLab, rabbitmq: str) -> None:
+    with make_lab("why-amqp", broker_url=rabbitmq) as lab:
+        lab.app.set_current()
+        lonely = f"{lab.queue}-lonely"
+        run = Clutch(value.s(0), value.s(1).set(queue=lonely)).engage()
+        reason = told(run, "queue")
+        assert f'consumes the queue "{lonely}", which job 1 it.value waits in' in reason.sentence
+        waiting = told(run, "waiting")
+        assert waiting.sentence.endswith(f'lies in the queue "{lonely}", which has 1 message')
+        with lab.app.connection_for_write() as connection:
+            connection.default_channel.queue_delete(lonely)
+
+        def lost() -> bool:
+            return any("is empty: it was lost" in each.sentence for each in run.why(ask=True))
+
+        until(lost)
+        run.cancel()
+
+
+def test_a_worker_that_is_too_busy_to_answer(make_lab: MakeLab, tag: str) -> None:
+    """A solo pool: what the store knows of its job is said all the same."""
+    with make_lab("why-solo", pool="solo", concurrency=1) as lab:
+        lab.app.set_current()
+        run = Clutch(hold.s(tag)).engage()
+        until(lambda: lab.ran(run)["0"])
+        # Workers of other tests may answer, and do not have this one's queue.
+        reasons = [each for each in run.why(ask=True) if each.kind != "no worker"]
+        (running,) = reasons
+        matches(rf"job 0 it\.hold runs on .*, since {CLOCK} {FOR}", running)
+        lab.raise_flag(tag)
+        assert lab.finish(run) is State.SUCCEEDED
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +221,7 @@ def test_a_message_that_was_lost(lab: Lab, gate: Gate, what: str) -> None:
     assert lab.broker is not None
     lab.broker.delete(gate.queue)
     gate.open_only()
-    nowhere = f'no worker has its message, and the queue "{gate.queue}" is empty: it was lost'
+    nowhere = f'no worker that answers has its message, and the queue "{gate.queue}" is empty: it was lost'
 
     def known() -> list[Reason]:
         return [each for each in run.why(ask=True) if nowhere in each.sentence]
@@ -289,7 +325,7 @@ def test_a_run_nested_in_a_job(lab: Lab, gate: Gate) -> None:
     kinds = {each.kind for each in reasons if each.run == nested.id}
     assert {"queue", "waiting"} <= kinds
     text = clutch(lab, "why", run.id)
-    assert re.search(r"^  - nobody consumes the queue", text, re.MULTILINE)
+    assert re.search(r"^  - no worker that answers consumes the queue", text, re.MULTILINE)
     on_terminal(text)
     gate.open()
 

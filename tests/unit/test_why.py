@@ -17,7 +17,7 @@ from celery_clutch.extend.plugins import runtime
 from celery_clutch.handle import snapshot, why
 from celery_clutch.handle.why import Pending, Snapshot
 from celery_clutch.model.plan import Job
-from celery_clutch.model.workers import Worker, Workers, place
+from celery_clutch.model.workers import JOBS, Worker, Workers, place
 from celery_clutch.stores.base import Attempted, Completion, Due, Lease, Record
 
 
@@ -217,7 +217,7 @@ def test_jobs_that_have_not_begun() -> None:
         (None, 'its message lies in the queue "q", or was lost'),
         (1, 'its message lies in the queue "q", which has 1 message'),
         (2000, 'its message lies in the queue "q", which has 2,000 messages'),
-        (0, 'no worker has its message, and the queue "q" is empty: it was lost'),
+        (0, 'no worker that answers has its message, and the queue "q" is empty: it was lost'),
     ],
 )
 def test_where_a_message_is(length: int | None, end: str) -> None:
@@ -230,6 +230,14 @@ def test_a_message_that_may_be_on_its_way() -> None:
     young = Pending("1", Job("shop.scan"), None, NOW - 1)
     reason = only(pending=[young], queues={"1": "q"}, workers=asked(SERVING, lengths={"q": 0}))
     assert reason.sentence.endswith("is empty: it is on its way, or was lost")
+
+
+def test_a_message_while_a_worker_has_more_than_it_tells_of() -> None:
+    full = replace(SERVING, jobs=frozenset(f"other {n}" for n in range(JOBS)))
+    workers = asked(full, lengths={"q": 0})
+    reason = only(pending=[pending("1")], queues={"1": "q"}, workers=workers)
+    end = 'the queue "q" is empty: a worker has its message, or it was lost'
+    assert reason.sentence.endswith(end)
 
 
 def test_a_message_that_a_worker_has() -> None:
@@ -252,7 +260,7 @@ def test_a_queue_that_nobody_consumes() -> None:
     found = facts(pending=jobs, queues={"1.0": "p", "1.1": "p"}, workers=workers)
     assert [each.kind for each in found] == ["queue", "waiting"]
     assert found[0].sentence == (
-        'nobody consumes the queue "p", which jobs 1.0, 1.1 shop.scan wait in, since 22:12:20 UTC '
+        'no worker that answers consumes the queue "p", which jobs 1.0, 1.1 shop.scan wait in, since 22:12:20 UTC '
         "(1 min)"
     )
     assert found[0].fix == "celery -A proj worker -Q p"
@@ -262,7 +270,7 @@ def test_the_queue_of_the_messages_that_send_others() -> None:
     jobs = {"pending": [pending("1")], "queues": {"1": "q"}, "internal": ["celery"]}
     found = facts(workers=asked(SERVING), **jobs)
     assert found[0].sentence == (
-        'nobody consumes the queue "celery", which the messages go through that send the jobs of the '
+        'no worker that answers consumes the queue "celery", which the messages go through that send the jobs of the '
         "run"
     )
 
