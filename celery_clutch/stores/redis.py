@@ -531,16 +531,9 @@ class RedisStore(TransactionalStore):
     @contextmanager
     def _listening(self, name: str) -> Iterator[Any]:
         """A connection that has subscribed to a channel. It is kept for who listens next."""
-        if self._ears_of != os.getpid():
-            self._ears, self._ears_of = [], os.getpid()
-        try:
-            channel = self._ears.pop()
-        except IndexError:  # there is none, or another thread has it
-            channel = self._client.pubsub(ignore_subscribe_messages=True)
+        channel = self._kept_ear(name) or self._new_ear(name)
         usable = False
         try:
-            channel.subscribe(name)
-            channel.get_message(timeout=1.0)  # from here on nothing is missed
             yield channel
             usable = True
         except GeneratorExit:  # who watches has seen enough
@@ -549,6 +542,22 @@ class RedisStore(TransactionalStore):
         finally:
             if not (usable and self._hush(channel, name)):
                 channel.close()
+
+    def _kept_ear(self, name: str) -> Any:
+        """The connection that is kept, with a subscription; None if it is none any more."""
+        if self._ears_of != os.getpid():
+            self._ears, self._ears_of = [], os.getpid()
+        try:
+            channel = self._ears.pop()
+        except IndexError:  # there is none, or another thread has it
+            return None
+        try:
+            return _subscribed(channel, name)
+        except (RedisError, OSError):  # the server has closed it meanwhile
+            return None
+
+    def _new_ear(self, name: str) -> Any:
+        return _subscribed(self._client.pubsub(ignore_subscribe_messages=True), name)
 
     def _hush(self, channel: Any, name: str) -> bool:
         """Keep a connection that no longer listens; whether that was done."""
@@ -777,6 +786,17 @@ def _settles(settles: Settles | None) -> list[Any]:
 
 def _turn(turn: Turn | None) -> list[Any]:
     return [turn.address, turn.member, turn.limit, turn.width] if turn else ["", "", 0, 0]
+
+
+def _subscribed(channel: Any, name: str) -> Any:
+    """*channel* with a subscription: from here on nothing is missed. It is closed after an error."""
+    try:
+        channel.subscribe(name)
+        channel.get_message(timeout=1.0)
+    except BaseException:
+        channel.close()
+        raise
+    return channel
 
 
 def _if_any(args: list[Any]) -> list[Any]:

@@ -409,6 +409,18 @@ def test_who_waits_again_and_again_connects_once(start_redis: Start) -> None:
     store.close()
 
 
+def test_who_waits_again_after_the_server_has_closed_connections(start_redis: Start) -> None:
+    server = start_redis()
+    store = RedisStore(server.url)
+    store.create("r", b"", {}, 1)
+    for _ in range(3):
+        assert store.wait("r", 0.01) is State.RUNNING
+        with closing(store.watch("r")) as changes:
+            assert next(changes) is True
+        server.client.client_kill_filter(_type="normal", skipme=True)
+    store.close()
+
+
 def test_many_threads_use_it_first(redis_url: str, request: pytest.FixtureRequest) -> None:
     """One client serves them all: redis-py closes the pool of a client that is dropped."""
     request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
