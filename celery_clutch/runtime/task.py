@@ -184,7 +184,9 @@ class ClutchTask(Task):
         when: Any = eta or countdown
         if not eta and countdown is None:
             when = self.default_retry_delay
-        self._retried(attempt, exc or Retry(when=when), when, _caller())
+        # Celery takes a class or a text for *exc*, too.
+        cause = exc if isinstance(exc, BaseException) else Retry(exc=exc, when=when)
+        self._retried(attempt, cause, when, _caller())
         return publish.retry_patiently(super().retry, *again, **options)
 
     def replace(self, sig: Any) -> Any:

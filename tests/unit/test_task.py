@@ -36,6 +36,18 @@ def look(eager: Celery) -> Any:
     return look
 
 
+@pytest.mark.parametrize("exc", [ValueError, ValueError("not yet"), "not yet", None])
+def test_what_a_retry_takes_for_its_reason_is_what_celery_takes(eager: Celery, exc: Any) -> None:
+    @eager.task(name="twice", bind=True)
+    def twice(self: ClutchTask) -> int:
+        if self.request.retries == 0:
+            raise self.retry(exc=exc, countdown=0)
+        return 1 + self.request.retries
+
+    run = Clutch(twice.s()).engage()
+    assert (run.get(), run.failures()) == ([2], [])
+
+
 # --- outside a run ------------------------------------------------------------------------
 
 
