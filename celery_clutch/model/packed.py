@@ -65,9 +65,11 @@ class Packed(Sequence[T], Generic[T]):
         pack = self._packs[number]
         if not isinstance(pack, bytes):
             return pack
-        if self._unpacked[0] != number:
-            self._unpacked = number, self._loads(b"[%b]" % zlib.decompress(pack))
-        return self._unpacked[1]
+        known, values = self._unpacked  # another thread may have put something else there
+        if known != number:
+            values = self._loads(b"[%b]" % zlib.decompress(pack))
+            self._unpacked = number, values
+        return values
 
     def __len__(self) -> int:
         return len(self._packs) * TOGETHER + len(self._last)
