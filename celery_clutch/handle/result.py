@@ -85,7 +85,9 @@ class ClutchResult:
         found = self.record()
         draining = 0
         if found.state in (State.FAILED, State.CANCELLED):
-            draining = len(self._store.leases(self.id))
+            leases = self._store.leases(self.id).values()
+            alive = self._store.owners() if leases else {}
+            draining = sum(lease.owner in alive for lease in leases)
         return record.status(found, draining=draining)
 
     def progress(self) -> Progress:

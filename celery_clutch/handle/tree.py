@@ -18,6 +18,7 @@ from ..model import plan
 from ..model.graph import TIMES, WIDE, counts, kind_of, overall, printable
 from ..model.plan import Job, Series
 from ..model.status import Failure, State, Status, isoformat
+from ..model.workers import place
 from ..stores.base import Execution, Record, Summary
 
 MARKS = {
@@ -83,7 +84,7 @@ class Node(NamedTuple):  # made by the hundred thousand, which takes a dataclass
     def host(self) -> str | None:
         """The host that runs a job, or has run it; None where that is not known."""
         if self.execution.lease is not None:
-            return self.execution.lease.owner.rsplit(".", 2)[0] or None
+            return place(self.execution.lease.owner)[0] or None
         return record.host_of(self.execution.info)
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,7 +178,8 @@ def build(
     """The tree of a run, from what the store says of it; *nested* as in `record.held_runs`."""
     draining = 0
     if found.state in (State.FAILED, State.CANCELLED):
-        draining = sum(each.lease is not None for each in executions.values())
+        leases = [each.lease for each in executions.values() if each.lease is not None]
+        draining = sum(not lease.released for lease in leases)
     status = record.status(found, limit=None, draining=draining)
     failures = {failure.address: failure for failure in status.failures}
     cancelled = found.state is State.CANCELLED
@@ -190,6 +192,8 @@ def build(
             state = "dead" if failure.final else "failing"
         elif execution.info is not None:
             state = "done"
+        elif cancelled and execution.lease is not None and execution.lease.released:
+            state = "cancelled"
         elif execution.started_at is not None or address in found.held:
             state = "running"
         else:

@@ -293,6 +293,10 @@ class Due:
         return cls(float(since), int(tries), cause)
 
 
+NOBODY = "-"
+"""The owner of a lease that was released; nobody of this name ever lives."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """A job that has begun and has no outcome.
@@ -310,6 +314,11 @@ class Lease:
     lapses: int = 0
     started_at: float = 0.0
     page: str = ""
+
+    @property
+    def released(self) -> bool:
+        """Whether its owner has let go of the job, so that nobody runs it."""
+        return self.owner == NOBODY
 
     def dumps(self) -> bytes:
         """As stored, where a store keeps it as bytes."""

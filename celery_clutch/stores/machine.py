@@ -37,6 +37,7 @@ from ..errors import AlreadyEngaged, CorruptRecord
 from ..model.status import State
 from .base import (
     ENDED,
+    NOBODY,
     NOTHING,
     TURNS,
     Attempted,
@@ -69,9 +70,6 @@ ROOT = "page 0"
 
 TELLS = ("failure ", "success ", "death ", "end ")
 """What begins so is due to somebody who is to be told of something that has happened."""
-
-NOBODY = "-"
-"""The owner of a lease that was released; nobody of this name ever lives."""
 
 OVER = b"over"
 """The mark of a branch that has ended, and not by a death."""
@@ -376,9 +374,8 @@ class TransactionalStore(ResultStore):
             if news:
                 due = _new(rows)
             elif before == (failed.attempt, failed.final):
-                due = _due(
-                    rows, failed.address
-                )  # a copy; what a later attempt finds it sends itself
+                # A copy; what a later attempt finds due it sends itself.
+                due = _due(rows, failed.address)
             due = tuple(key for key in due if key != retry)
             died = head.state is State.FAILED and head.ender == (failed.token or None)
             answer = Failed(news, died, tuple(settled), due, _pages(rows, due))

@@ -789,7 +789,7 @@ def _turn(turn: Turn | None) -> list[Any]:
 
 
 def _subscribed(channel: Any, name: str) -> Any:
-    """*channel* with a subscription: from here on nothing is missed. It is closed after an error."""
+    """*channel* with a subscription: from here on nothing is missed. An error closes it."""
     try:
         channel.subscribe(name)
         channel.get_message(timeout=1.0)

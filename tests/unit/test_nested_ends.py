@@ -121,6 +121,7 @@ def test_what_a_job_nests_does_not_start_in_a_run_that_has_ended(
         until(lambda: all(shop.gone(each) for each in shop.nested))
     if how == "cancel":
         assert run.state is State.CANCELLED
+        until(lambda: run.status().draining == 0)
         assert run.resume()
         assert run.get(timeout=LONG) == [["first", "given", "second"]]
         assert sorted(shop.ran) == ["after", "first", "second"]

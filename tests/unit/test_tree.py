@@ -12,7 +12,7 @@ from celery_clutch.handle import tree
 from celery_clutch.model import graph, plan
 from celery_clutch.model.plan import Job
 from celery_clutch.model.status import Failure, State
-from celery_clutch.stores.base import Execution, Lease, Record
+from celery_clutch.stores.base import NOBODY, Execution, Lease, Record
 
 PLAN = plan.series(
     [
@@ -60,7 +60,7 @@ def build(
 
 
 def begun(at: float) -> Execution:
-    return Execution(Lease("owner", started_at=at))
+    return Execution(Lease("owner.boot.7", started_at=at))
 
 
 def states(found: tree.Tree) -> dict[str, str]:
@@ -185,6 +185,14 @@ def test_a_run_that_has_failed_and_still_runs_is_draining() -> None:
     assert "FAILED (draining: 2 running)" in tree.headline(found.status)
     assert found.to_dict()["draining"] == 2
     assert "draining" not in tree.headline(build(root, running).status)
+
+
+def test_a_job_that_was_given_back_in_a_run_that_was_cancelled_does_not_run() -> None:
+    root = plan.series([Job("a")])
+    given_back = {"0": Execution(Lease(NOBODY, started_at=NOW))}
+    found = build(root, given_back, state=State.CANCELLED)
+    (job,) = [node for node in found.walk() if node.kind == "job"]
+    assert (job.state, job.host, found.status.draining) == ("cancelled", None, 0)
 
 
 def test_the_tree_has_every_failure() -> None:
