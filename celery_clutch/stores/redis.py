@@ -524,9 +524,14 @@ class RedisStore(TransactionalStore):
     def _lasting(self) -> Any:
         """A client that holds one connection of the pool, unless those are counted."""
         client = self._client
-        if not isinstance(client, redis.Redis) or self._given or "max_connections=" in self.url:
+        if not isinstance(client, redis.Redis) or self._counted:
             return client
         return redis.Redis(connection_pool=client.connection_pool, single_connection_client=True)
+
+    @property
+    def _counted(self) -> bool:
+        """Whether a connection that is kept may be one too few for others."""
+        return bool(self._given) or "max_connections=" in self.url
 
     @contextmanager
     def _listening(self, name: str) -> Iterator[Any]:
@@ -561,6 +566,8 @@ class RedisStore(TransactionalStore):
 
     def _hush(self, channel: Any, name: str) -> bool:
         """Keep a connection that no longer listens; whether that was done."""
+        if self._counted:
+            return False
         try:
             channel.unsubscribe(name)
             deadline = time.monotonic() + 1.0

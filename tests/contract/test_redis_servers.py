@@ -467,6 +467,22 @@ def test_it_is_not_kept_where_connections_are_counted(redis_url: str) -> None:
     tour(RedisStore(f"{redis_url}?max_connections=2", GUEST))
 
 
+def test_who_has_waited_holds_no_connection_where_they_are_counted(redis_url: str) -> None:
+    store = RedisStore(f"{redis_url}?max_connections=2", GUEST)
+    assert store.wait("gone", 0.01) is None
+    ready = threading.Barrier(2)
+
+    def look() -> None:
+        ready.wait(10)
+        for _ in range(200):
+            assert store.peek("gone") is None
+
+    with ThreadPoolExecutor(2) as pool:
+        for looking in [pool.submit(look), pool.submit(look)]:
+            looking.result(30)
+    store.close()
+
+
 # --- keys ----------------------------------------------------------------------------------------
 
 
