@@ -13,9 +13,8 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeAlias, overload
 
-from celery import Celery, Task, current_app, group
-from celery.canvas import Signature, chunks
-from celery.utils.functional import maybe_list
+from celery import Task, current_app
+from celery.canvas import Signature
 
 from ..compile import canvas, checks, compat, record
 from ..errors import (
@@ -36,17 +35,12 @@ from ..model.plan import Branches, Job, Node, Parallel, Scope, Series
 from ..runtime.attempt import Attempt
 from ..runtime.engage import engage as start
 from ..runtime.task import ClutchTask, current_attempt
-from . import lines
+from . import adopt, lines
 
 P = ParamSpec("P")
 
 _NESTED = uuid.UUID("5f0a7c0e-58c1-4d0c-9d8a-1f1f7a6f3f55")
 _ID = re.compile(r"[A-Za-z0-9_.:@+=/~-]{1,200}")
-
-# What Celery writes into a signature when it sends it; a job gets its own.
-_SENT = frozenset(
-    ("task_id", "root_id", "parent_id", "group_id", "group_index", "chord", "chain", "reply_to")
-)
 
 
 class Clutch:
@@ -390,9 +384,9 @@ class Clutch:
             )
         if self._app is None:
             self._app = step.app
-        if _is_canvas(step):
+        if adopt.is_canvas(step):
             return self._canvas(step)
-        return _job(step, self._app, {}, prepend=False)
+        return adopt.job(step, self._app, {}, prepend=False)
 
     def _note_nested(self) -> None:
         """Let the job that the clutch is nested in know of it, for the case that it is forgotten.
@@ -418,7 +412,7 @@ class Clutch:
 
     def _canvas(self, sig: Signature) -> Node:
         try:
-            return _from_canvas(sig, self._app, {})
+            return adopt.node(sig, self._app, {})
         except RecursionError:
             raise PlanTooDeep(f"{type(sig).__name__} is nested too deeply to be read") from None
 
@@ -551,91 +545,6 @@ def _nested_in(attempt: Attempt, root: Series, shares: bool) -> tuple[Series, re
         header.to_dict(), attempt.task, str(attempt.request.id), attempt.number, quiet, shares
     )
     return Series(root.steps, scope), parent
-
-
-def _job(sig: Signature, app: Celery | None, inherited: Mapping[str, Any], *, prepend: bool) -> Job:
-    name = sig.task
-    if not isinstance(name, str) or not name:
-        raise InvalidStep(f"{sig!r} has no task name")
-    task = getattr(sig, "_type", None) or (app or sig.app).tasks.get(name)
-    plain = not isinstance(task, ClutchTask)
-    args, kwargs = tuple(sig.args or ()), dict(sig.kwargs or {})
-    args, kwargs = compat.dump_models(task, args, kwargs, prepend=prepend)
-    if plain and task is not None and not prepend:
-        checks.arguments(task, args, kwargs, name)
-    options = {key: value for key, value in sig.options.items() if key not in _SENT}
-    # Celery writes an id of its own together with who is to be told of the result.
-    if "task_id" in sig.options and "reply_to" not in sig.options:
-        options["task_id"] = sig.options["task_id"]
-    return Job(name, args, kwargs, _merged(inherited, options), plain, prepend)
-
-
-def _merged(inherited: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a canvas and of a signature in it: links of both, of the rest its own first."""
-    merged = {**inherited, **own}
-    for key in ("link", "link_error"):
-        if inherited.get(key) and own.get(key):
-            merged[key] = [*maybe_list(own[key]), *maybe_list(inherited[key])]
-    return merged
-
-
-def _is_canvas(sig: Signature) -> bool:
-    return isinstance(sig, (compat.Chain, group, chunks)) or compat.is_chord(sig)
-
-
-def _from_canvas(sig: Any, app: Celery | None, inherited: Mapping[str, Any]) -> Node:
-    """*sig*, with Celery's rule for previous results."""
-    if not isinstance(sig, Signature):
-        sig = (app or current_app).signature(sig)
-    own = {key: value for key, value in sig.options.items() if key not in _SENT}
-    options = _merged(inherited, own)
-    if isinstance(sig, chunks):
-        sig = sig.group()
-    if isinstance(sig, compat.Chain):
-        return _from_chain(sig, app, options)
-    if isinstance(sig, group):
-        return plan.parallel(_branches(sig, app, options))
-    if compat.is_chord(sig):
-        header = plan.parallel(_branches(sig, app, options))
-        body = [_from_canvas(sig.body, app, options)] if sig.body else []
-        return plan.series([header, *body])
-    mapped = sig.task in ("celery.map", "celery.starmap")
-    return _job(sig, app, inherited, prepend=not (sig.immutable or mapped))
-
-
-def _branches(sig: Any, app: Celery | None, options: Mapping[str, Any]) -> Iterator[Node]:
-    """The tasks of a group or of a chord's header; groups among them are unrolled, as in Celery."""
-    for each in sig.tasks:
-        task = _with_args(each, sig.args, app)
-        node = _from_canvas(task, app, options)
-        if isinstance(task, group) and isinstance(node, Parallel):
-            yield from node.branches
-        else:
-            yield node
-
-
-def _from_chain(sig: Any, app: Celery | None, options: Mapping[str, Any]) -> Node:
-    # Celery applies the options of a chain to its first task, links to the last, link_errors to
-    # all.
-    tasks = list(sig.tasks)
-    if tasks:
-        tasks[0] = _with_args(tasks[0], sig.args, app)
-    everywhere = {key: value for key, value in options.items() if key == "link_error"}
-    nodes: list[Node] = []
-    for index, task in enumerate(tasks):
-        inherited = dict(everywhere)
-        if index == 0:
-            inherited.update((k, v) for k, v in options.items() if k not in ("link", "link_error"))
-        if index == len(tasks) - 1 and "link" in options:
-            inherited["link"] = options["link"]
-        nodes.append(_from_canvas(task, app, inherited))
-    return plan.series(nodes)
-
-
-def _with_args(task: Any, args: Any, app: Celery | None) -> Any:
-    if not isinstance(task, Signature):
-        task = (app or current_app).signature(task)
-    return task.clone(tuple(args)) if args else task
 
 
 def _handler(kind: str, handler: Any) -> dict[str, Any] | None:

@@ -369,7 +369,7 @@ def load_page(store: ResultStore, run: str, key: str) -> tuple[Start, ...]:
 def _check_handlers(scopes: Mapping[str, Scope]) -> None:
     for address, scope in scopes.items():
         where = f" of the clutch at {address}" if address else ""
-        for kind in ("on_failure", "on_success", "on_death"):
+        for kind in ("on_failure", "on_success", "on_death", "errbacks"):
             if handler := getattr(scope, kind):
                 codec.check_argument(dict(handler), f"{kind}{where} ({handler['task']})")
 

@@ -15,6 +15,7 @@ from celery import Celery
 from celery import canvas as _canvas
 from celery._state import get_current_task, task_join_will_block
 from celery.app import base as _base
+from celery.exceptions import ChordError
 from celery.utils.time import maybe_make_aware
 from kombu import exceptions as _kombu
 from kombu import pools
@@ -35,6 +36,34 @@ _Chord = _canvas._chord
 def is_chord(signature: Any) -> bool:
     """Whether *signature* is a chord. (``celery.chord`` is the class in all supported versions.)"""
     return isinstance(signature, _Chord)
+
+
+def parts(signature: Any) -> list[Any]:
+    """The tasks of a group, and the body of a chord."""
+    if isinstance(signature, _canvas.group):
+        return list(signature.tasks)
+    return [signature.body] if is_chord(signature) else []
+
+
+def has_leading_body(body: Any) -> bool:
+    """Whether *body*, of a chord in a chain, is a chain whose first task is to Celery the body: its
+    errbacks are called as well when the header has failed (5.7)."""
+    led = getattr(_canvas, "_is_chain_led_by_task", None)
+    return led is not None and bool(led(body))
+
+
+def chord_failed(app: Celery, body: Any, reason: str, cause: Mapping[str, Any]) -> None:
+    """Call the errbacks of the *body* of a chord whose header has failed, as Celery does.
+
+    Args:
+        reason: what Celery says of it.
+        cause: the exception of the task that has failed, as Celery stores exceptions.
+    """
+    body.freeze()  # Celery records the failure under its id
+    try:
+        raise ChordError(reason) from app.backend.exception_to_python(dict(cause))
+    except ChordError as exc:
+        app.backend.chord_error_from_stack(body, exc)
 
 
 def current_task() -> Any:

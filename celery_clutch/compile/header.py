@@ -163,10 +163,18 @@ class Header:
         """The turn of the message of *request*; see `stores.base.TURNS`."""
         return int(getattr(request, "retries", 0) or 0) * TURNS + self.late
 
-    def settled_by_failure(self, *, loud: bool = True) -> tuple[Settles, ...]:
-        """The steps that a failure settles: the nearest is the one to report it."""
+    def settled_by_failure(self, *, loud: bool = True, final: bool = False) -> tuple[Settles, ...]:
+        """The steps that a failure settles: the nearest is the one to report it.
+
+        A *final* one is the end of the headers of chords that the job is in, each a step by the
+        name of ``"A!"`` with one member.
+        """
         found: list[Settles] = []
         for each in self.settles.split():
+            if is_header(each):
+                if final:
+                    found.append(Settles(each, each, 1))
+                continue
             step, _, width = each.partition("*")
             member = step
             if step != self.at:
@@ -180,6 +188,11 @@ class Header:
         if self.settles.startswith(f"{self.at}*1"):
             return Settles(self.at, self.at, 1)
         return None
+
+
+def is_header(step: str) -> bool:
+    """Whether *step*, as it is settled, is the header of a chord with errbacks."""
+    return step.endswith("!")
 
 
 def is_ours(data: Any) -> TypeGuard[Mapping[str, Any]]:

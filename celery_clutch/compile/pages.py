@@ -12,7 +12,8 @@ without waiting for its last.
 
 Every item knows where its previous results are (a shape, see `model.shape`) and which steps its
 failure *settles* for ``on_failure`` (``"S*n"``, the nearest first, then those around it; empty
-where nobody listens).
+where nobody listens). ``"A!"`` there is a header of a chord, whose errbacks are called when the job
+dies.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ def paginate(
 class _Place:
     """What is around a node.
 
-    ``direct``: a job here is a step of its own for ``on_failure``.
+    ``direct``: a job here is a step of its own for ``on_failure``. ``headers``: those of chords
+    with errbacks that it is in.
     """
 
     scope: Scope
@@ -146,6 +148,7 @@ class _Place:
     settles: str = ""
     narrow: tuple[Turn, ...] = ()
     direct: bool = True
+    headers: tuple[str, ...] = ()
 
 
 class _Cutter:
@@ -181,7 +184,8 @@ class _Cutter:
         if scope.on_success:
             barriers = (Barrier(f"{at}!", ends(node), f"success {at}"), *barriers)
         direct = place.direct or (isinstance(node, Series) and bool(node.scope.on_failure))
-        return replace(place, scope=scope, barriers=barriers, direct=direct)
+        headers = (f"{at}!", *place.headers) if scope.errbacks else place.headers
+        return replace(place, scope=scope, barriers=barriers, direct=direct, headers=headers)
 
     def steps(self, node: Series, at: str, place: _Place) -> Iterable[Start]:
         """What starts a series."""
@@ -249,6 +253,7 @@ class _Cutter:
         settles = f"{at}*1 {place.settles}".strip() if place.direct else place.settles
         if not self.listens(place.scope):
             settles = ""
+        settles = " ".join((*settles.split(), *place.headers))
         self.out.jobs += 1
         return Item(at, job, place.previous, settles, place.barriers, place.narrow)
 

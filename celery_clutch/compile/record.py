@@ -249,6 +249,16 @@ def failures(record: Record, *, limit: int | None = None, offset: int = 0) -> li
     return [_failure(record, address) for address in _failed(record)[offset:end]]
 
 
+def death_below(record: Record, address: str) -> Failure | None:
+    """A final failure of a job below *address* that has no result."""
+    for each in sorted(record.failures, key=_order):
+        if each.startswith(f"{address}.") and each not in record.finished:
+            failure = _failure(record, each)
+            if failure.final:
+                return failure
+    return None
+
+
 def _failed(record: Record, step: str | None = None) -> list[str]:
     """The addresses of failures, in order; see `status` for *step*."""
     found = []

@@ -20,7 +20,7 @@ from celery.canvas import Signature
 
 from .. import signals
 from ..compile import canvas, pages, publish, record
-from ..compile.header import NAME, Header, job_due
+from ..compile.header import NAME, Header, is_header, job_due
 from ..compile.pages import Expand, Narrow, Start
 from ..errors import CorruptRecord, MissingResult, NestedClutchFailed
 from ..extend import observers
@@ -403,7 +403,9 @@ def tell(app: Celery, run: str, key: str) -> None:
     if found is None:
         return
     meta = record.Meta.loads(found.meta)
-    if kind == "failure":
+    if kind == "failure" and is_header(where):
+        handlers.chord_failed(app, found, meta, where)
+    elif kind == "failure":
         handlers.send(app, found, meta, "on_failure", where, where)
     elif kind == "success":
         handlers.send(app, found, meta, "on_success", where, None)
@@ -478,7 +480,7 @@ def fail(
         attempt=failure.attempt,
         final=failure.final,
         token=token,
-        settles=header.settled_by_failure(loud=loud),
+        settles=header.settled_by_failure(loud=loud, final=failure.final),
         turns=header.narrow,
         retry=None if retry_at is None else (header.due, retry_at),
     )
@@ -488,7 +490,8 @@ def fail(
         event = handlers.failed(header, failure)
         observers.emit(own, signals.clutch_job_failed, lambda: event)
     for step in answer.settled:
-        handlers.settled(app, header, step, failed=True)
+        if not is_header(step):
+            handlers.settled(app, header, step, failed=True)
     if answer.died:
         handlers.finished(app, header.run, State.FAILED, f"job {header.at} is dead")
     follow(app, header.origin, answer.due, answer.pages)

@@ -52,6 +52,47 @@ def send(
         logger.exception("%s of run %s could not be sent", handler, found.run)
 
 
+def chord_failed(app: Celery, found: Record, meta: record.Meta, header: str) -> None:
+    """Call the errbacks of the chord whose *header*, ``"<address>!"``, has failed.
+
+    Celery links an errback of a chord to the chords in its header, too: it is called once.
+    """
+    address = header[:-1]
+    body = meta.scope(address).errbacks
+    failure = record.death_below(found, address)
+    if body is None or failure is None:  # resumed meanwhile
+        return
+    module, _, name = failure.exception.rpartition(".")
+    cause = {"exc_type": name, "exc_message": [failure.message], "exc_module": module or "builtins"}
+    reason = f"Dependency {failure.task_id} raised {name}({failure.message!r})"
+    try:
+        callback = app.signature(dict(body))
+        for at, scope in meta.scopes.items():
+            inner = at.startswith(f"{address}.") and failure.address.startswith(f"{at}.")
+            if inner and scope.errbacks:
+                _drop_errbacks(callback, _errbacks(app.signature(dict(scope.errbacks))))
+        compat.chord_failed(app, callback, reason, cause)
+    except Exception as exc:
+        if isinstance(exc, compat.BROKER_ERRORS) and not app.conf.task_always_eager:
+            raise
+        logger.exception("errbacks of a chord in run %s could not be called", found.run)
+
+
+def _errbacks(sig: Any) -> list[Any]:
+    """The errbacks of *sig* and of the signatures in it."""
+    found = list(sig.options.get("link_error") or ())
+    for inner in compat.parts(sig):
+        found.extend(_errbacks(inner))
+    return found
+
+
+def _drop_errbacks(sig: Any, called: list[Any]) -> None:
+    errbacks = sig.options.get("link_error") or ()
+    sig.options["link_error"] = [errback for errback in errbacks if errback not in called]
+    for inner in compat.parts(sig):
+        _drop_errbacks(inner, called)
+
+
 def failed(header: Header, failure: Failure) -> JobFailed:
     """*failure* as observers are told of it."""
     return JobFailed(

@@ -24,7 +24,7 @@ from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTermi
 from .. import signals
 from ..compile import canvas, compat, publish, record
 from ..compile.header import NAME, Header, is_ours
-from ..errors import AlreadyEngaged, JobLost, ResultError, StoreUnavailable
+from ..errors import AlreadyEngaged, BuildError, JobLost, ResultError, StoreUnavailable
 from ..extend import observers
 from ..model import shape
 from ..model.data import Data
@@ -192,8 +192,8 @@ class ClutchTask(Task):
     def replace(self, sig: Any) -> Any:
         """As in Celery; the value of *sig* becomes the result of the job."""
         attempt = _attempt(self)
-        if attempt is None:
-            return super().replace(sig)
+        if attempt is None or (isinstance(sig, compat.Chain) and not sig.tasks):
+            return super().replace(sig)  # which refuses an empty chain
         changes = attempt.data.changes()  # may raise; the job has failed then, not left
         attempt.replaced = True
         request, header = self.request, replace(attempt.header, task=attempt.task)
@@ -215,6 +215,19 @@ class ClutchTask(Task):
         finally:
             if not request.is_eager:
                 self._leave(attempt)
+
+    def add_to_chord(self, sig: Any, lazy: bool = False) -> Any:
+        """As in Celery; not possible in a job.
+
+        Raises:
+            BuildError: in a job.
+        """
+        if _attempt(self) is None:
+            return super().add_to_chord(sig, lazy)
+        raise BuildError(
+            "add_to_chord in a job: how many branches a parallel has is fixed when it is sent. "
+            "Nest a clutch of the tasks, Clutch(parent=self): what follows waits for that as well"
+        )
 
     def _leave(self, attempt: Attempt) -> None:
         """Others stand in the place of the job: no owner has it."""

@@ -932,6 +932,40 @@ def test_from_canvas_takes_a_signature(wrong: Any) -> None:
         Clutch.from_canvas(wrong)
 
 
+def test_errbacks_of_a_chord_are_kept_with_its_header(t: Tasks) -> None:
+    sig = chord([t.a.s(1), t.b.s(2)], t.c.s())
+    sig.link_error(t.a.s("failed"))
+    clutch = Clutch.from_canvas(sig)
+    header = clutch.plan.steps[0]
+    assert isinstance(header, Parallel)
+    assert header.scope.errbacks is not None
+    assert [each["args"] for each in header.scope.errbacks["options"]["link_error"]] == [
+        ("failed",)
+    ]
+    assert options_of(clutch.plan)["c"]["link_error"]
+    text = clutch.to_json()
+    assert Clutch.from_json(text, app=t.app).to_json() == text
+
+
+def test_a_chord_without_errbacks_has_none_to_keep(t: Tasks) -> None:
+    header, _ = Clutch.from_canvas(chord([t.a.s(1), t.b.s(2)], t.c.s())).plan.steps
+    assert not header.scope
+
+
+def test_a_frozen_canvas_is_taken(t: Tasks) -> None:
+    sig = chain(t.a.s(1), group(t.a.s(), t.b.s()), t.c.s())
+    sig.freeze()
+    assert shape(Clutch.from_canvas(sig).plan) == ["a(1)", ("a()", "b()"), "c()"]
+
+
+@pytest.mark.parametrize("header", [[], group()])
+def test_the_body_behind_an_empty_header_gets_an_empty_list(t: Tasks, header: Any) -> None:
+    sig = chain(t.a.s(1), chord(header, t.b.s(2)), t.c.s())
+    body, last = Clutch.from_canvas(sig).plan.steps[1:]
+    assert (body.args, body.prepend) == (([], 2), False)
+    assert last.prepend
+
+
 def test_from_canvas_does_not_change_the_canvas(t: Tasks) -> None:
     sig = chain(t.a.s(1), chord([t.b.s(2), t.b.s(3)], t.c.s())).clone(args=(9,))
     before = repr(sig), dict(sig)

@@ -242,6 +242,41 @@ def test_a_message_and_a_traceback_are_bounded_and_printable(
 # --- replace ------------------------------------------------------------------------------
 
 
+def test_replace_by_an_empty_chain_fails_as_in_celery(world: World) -> None:
+    @world.app.task(name="replaced", bind=True)
+    def replaced(self: ClutchTask) -> Any:
+        return self.replace(chain())
+
+    run = Clutch(replaced, world.give.s(1)).engage()
+    assert names(run.status()) == {"0": "celery.exceptions.ImproperlyConfigured"}
+
+
+def test_add_to_chord_is_refused_in_a_job(world: World) -> None:
+    @world.app.task(name="adding", bind=True)
+    def adding(self: ClutchTask) -> Any:
+        return self.add_to_chord(world.give.s("x"))
+
+    run = series(parallel(adding, world.give.s(1)), world.give.s(2)).engage()
+    (failure,) = run.failures()
+    assert failure.exception == "celery_clutch.errors.BuildError"
+    assert "Clutch(parent=self)" in failure.message
+
+
+def test_errbacks_of_a_chord_are_called_once_in_each_generation(world: World) -> None:
+    @world.app.task(name="told")
+    def told(request: Any, exc: Any, traceback: Any) -> None:
+        world.ran.append(str(exc))
+
+    sig = chord([world.fragile.s("x"), world.fragile.s("y")], world.give.s())
+    sig.link_error(told.s())
+    world.failing.update(x=2, y=1)
+    run = Clutch.from_canvas(sig).engage()
+    assert run.failed()
+    assert [each.partition(" ")[0] for each in world.ran] == ["x", "Dependency", "y"]
+    assert run.resume()
+    assert [each.partition(" ")[0] for each in world.ran[3:]] == ["x", "Dependency", "y"]
+
+
 def test_replace_outside_a_run_is_celerys_own(any_world: World) -> None:
     assert any_world.replaced.apply().get() == "instead"
 

@@ -244,3 +244,15 @@ def test_settling_by_example() -> None:
         Settles("1.1", "1.1.1", 2),
         Settles("1", "1.1", 2, loud=False),
     )
+
+
+def test_a_death_in_the_header_of_a_chord_is_told_once_for_each_header() -> None:
+    j, body = Job("t"), {"task": "body", "options": {"link_error": []}}
+    inner = Parallel((j, j), Scope(errbacks=body))
+    root = Series((Parallel((inner, j), Scope(errbacks=body)), j))
+    by = {header.at: header for header in headers_of(root)}
+    told = (Settles("0.0!", "0.0!", 1), Settles("0!", "0!", 1))
+    assert by["0.0.1"].settled_by_failure(final=True) == told
+    assert by["0.1"].settled_by_failure(final=True) == told[1:]
+    assert by["0.0.1"].settled_by_failure() == ()
+    assert by["1"].settled_by_failure(final=True) == ()
