@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import celery
 import pytest
 from celery.exceptions import TimeoutError
 from celery.result import GroupResult
@@ -26,6 +27,7 @@ Outcome = dict[str, Any]
 
 
 CALLED = ['["error", "ChordError"]']
+IN, OUT, INNER = '["in", "ChordError"]', '["out", "ChordError"]', '["inner link", 5]'
 
 OURS: dict[str, Outcome] = {
     # In the order of definition. Celery 5.7 has the last of a group that is in a group first.
@@ -38,6 +40,18 @@ OURS: dict[str, Outcome] = {
     "chord_that_adds": {"value": FAILED, "notes": []},
 }
 """Where a clutch differs, as README says: what it comes to, whatever Celery does."""
+
+LATER: dict[str, Outcome] = {
+    # An inner chord that has failed holds up the outer one.
+    "chord_with_errback_in_chord": {"value": FAILED, "notes": [IN, OUT]},
+    "chord_with_errback_around_chord": {"value": FAILED, "notes": CALLED},
+    # Links of maps are lost, those of what replaces a task are run twice.
+    "map_with_link": {"value": [[1, 2]], "notes": ['["value", [1, 2]]']},
+    "replaced_by_chain_with_link": {"value": [[5]], "notes": ['["value", [5]]']},
+    "replaced_by_noted_chain_": {"value": [5], "notes": [INNER]},
+    "replaced_by_noted_chain_with_link": {"value": [5], "notes": [INNER, '["outer link", 5]']},
+}
+"""What Celery does since 5.7, or not long before, and a clutch with any version."""
 
 
 class Sent:
@@ -102,4 +116,12 @@ def outcomes(make_lab: MakeLab) -> dict[str, tuple[Outcome, Outcome]]:
 @pytest.mark.parametrize("name", CANVASES)
 def test_canvas_agrees(name: str, outcomes: dict[str, tuple[Outcome, Outcome]]) -> None:
     raw, adopted = outcomes[name]
+    if celery.VERSION < (5, 7):
+        raw = LATER.get(name, raw)
+        if raw["value"] in (PENDING, REFUSED):
+            pytest.skip(f"Celery {celery.__version__}: {raw['value']}; adopted: {adopted['value']}")
     assert adopted == OURS.get(name, raw)
+
+
+def test_what_is_adopted_ends(outcomes: dict[str, tuple[Outcome, Outcome]]) -> None:
+    assert [name for name, (_, adopted) in outcomes.items() if adopted["value"] == PENDING] == []
