@@ -77,6 +77,7 @@ def _chain(sig: Any, app: Celery | None, inherited: Options) -> Series:
             # Celery makes a chord of the two, and errbacks of a chain are for the body.
             body, following = steps[index + 1]
             callback = _callback(body, following.get("link_error"), in_chain=True)
+            options = {**options, "link_error": _of_headers(options, app)}
             nodes.append(_header(task, app, options, callback))
         elif compat.is_chord(task):
             nodes.append(_chord(task, app, options, in_chain=True))
@@ -114,8 +115,10 @@ def _chord(sig: Any, app: Celery | None, inherited: Options, *, in_chain: bool =
     callback = None
     if sig.body:
         callback = _callback(sig.body, options.get("link_error"), in_chain=in_chain)
-    tasks = _with_args(sig.tasks, (), app) if isinstance(sig.tasks, group) else group(sig.tasks)
-    header = _header(_with_args(tasks, sig.args, app), app, options, callback)
+    tasks = sig.tasks if isinstance(sig.tasks, group) else group(sig.tasks)
+    errbacks = _of_headers(inherited, app) if in_chain else []
+    own = {**options, "link_error": errbacks}
+    header = _header(_with_args(tasks, sig.args, app), app, own, callback)
     if not sig.body:
         return plan.series([header])
     body = node(sig.body, app, options)
@@ -130,9 +133,19 @@ def _header(sig: Any, app: Celery | None, options: Options, callback: Any) -> Pa
 
     When a job in it dies, the errbacks of *callback* are called, as Celery does: once.
     """
-    own = {key: value for key, value in options.items() if key not in ("link", "link_error")}
-    branches = _branches(sig, app, _merged(own, _own(sig)))
+    given = {key: value for key, value in options.items() if key not in ("link", "link_error")}
+    if options.get("link_error"):
+        given["link_error"] = options["link_error"]
+    branches = _branches(sig, app, _merged(given, _own(sig)))
     return plan.parallel(branches, Scope(errbacks=callback))
+
+
+def _of_headers(options: Options, app: Celery | None) -> list[Any]:
+    """The errbacks of a chain that are for the tasks of headers in it as well."""
+    if not (app or current_app).conf.task_allow_error_cb_on_chord_header:
+        return []
+    errbacks = _listed(options.get("link_error"))
+    return [_signature(errback, app).clone(immutable=True) for errback in errbacks]
 
 
 def _branches(sig: Any, app: Celery | None, options: Options) -> Iterator[Node]:

@@ -947,6 +947,17 @@ def test_errbacks_of_a_chord_are_kept_with_its_header(t: Tasks) -> None:
     assert Clutch.from_json(text, app=t.app).to_json() == text
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_errbacks_of_a_chain_reach_headers_where_celery_is_told_so(t: Tasks, allowed: bool) -> None:
+    t.app.conf.task_allow_error_cb_on_chord_header = allowed
+    sig = chain(group(t.a.s(), t.b.s()), t.c.s())
+    sig.link_error(t.told.s("wrong"))
+    for adopted in (sig, chain(t.c.s(), chord(group(t.a.s(), t.b.s()), t.c.s()), t.c.s())):
+        adopted.link_error(t.told.s("wrong"))
+        found = options_of(Clutch.from_canvas(adopted).plan)
+        assert ["link_error" in found[name] for name in "abc"] == [allowed, allowed, True]
+
+
 def test_a_chord_without_errbacks_has_none_to_keep(t: Tasks) -> None:
     header, _ = Clutch.from_canvas(chord([t.a.s(1), t.b.s(2)], t.c.s())).plan.steps
     assert not header.scope
