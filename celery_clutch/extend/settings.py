@@ -125,10 +125,11 @@ def _flag(conf: Any, name: str, default: bool) -> bool:
 def _store(conf: Any) -> str:
     url = conf.get("clutch_store")
     if url is not None:
-        if not isinstance(url, str) or "://" not in url:
-            raise ConfigurationError(
-                f"clutch_store must be a URL such as redis://localhost:6379/0, not {url!r}"
-            )
+        wanted = "clutch_store must be a URL such as redis://localhost:6379/0"
+        if not isinstance(url, str):
+            raise ConfigurationError(f"{wanted}, not {url!r}")
+        if "://" not in url:  # not repeated: it may have a password in it
+            raise ConfigurationError(f"{wanted}; it has no ://")
         return url
     if conf.get("task_always_eager"):
         return "memory://"

@@ -110,6 +110,13 @@ def test_a_store_is_a_url(value: Any) -> None:
         settings(clutch_store=value)
 
 
+@pytest.mark.parametrize("url", ["redis:/:s3cret@cache/0", "redis//:s3cret@cache", ":s3cret@cache"])
+def test_a_store_that_is_mistyped_is_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="it has no ://") as refused:
+        settings(clutch_store=url)
+    assert "s3cret" not in str(refused.value)
+
+
 @pytest.mark.parametrize("scheme", REDIS_SCHEMES)
 def test_the_store_is_the_redis_of_the_backend(scheme: str) -> None:
     url = f"{scheme}://place/0"
