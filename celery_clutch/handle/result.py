@@ -157,10 +157,15 @@ class ClutchResult:
             GetInsideTask: called in a task, where it would block the worker the run may need.
         """
         self._refuse_in_task()
+        deadline = None if timeout is None else time.monotonic() + timeout
         outline = self._store.outline(self.id)
-        if outline is not None and outline[0] not in ENDED:
-            self._store.wait(self.id, timeout)
+        while outline is not None and outline[0] not in ENDED:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            state = self._store.wait(self.id, left)
             outline = self._store.outline(self.id)
+            if state not in ENDED:
+                break
+            # A run that has ended may have been resumed since.
         return self._ended(outline, timeout, propagate)
 
     def ended(self) -> list[Any]:
@@ -170,8 +175,13 @@ class ClutchResult:
     async def aget(self, timeout: float | None = None, propagate: bool = True) -> list[Any]:
         """`get` for asyncio: the event loop is not blocked while waiting."""
         self._refuse_in_task()
-        await self._store.wait_async(self.id, timeout)
-        outline = await asyncio.to_thread(self._store.outline, self.id)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            state = await self._store.wait_async(self.id, left)
+            outline = await asyncio.to_thread(self._store.outline, self.id)
+            if outline is None or outline[0] in ENDED or state not in ENDED:
+                break
         return await asyncio.to_thread(self._ended, outline, timeout, propagate)
 
     def results(self, address: str | None = None) -> Any:

@@ -1,7 +1,8 @@
-"""Nested runs whose outer run ends, or that end by themselves, at an awkward moment."""
+"""Runs that end, or are resumed, at an awkward moment: nested ones, and those that somebody waits for."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -229,3 +230,33 @@ def test_an_outcome_outlives_its_nested_run(resumed: bool) -> None:
         until(lambda: shop.saw)
         assert shop.saw == ["first", "given", "second"]
         assert shop.ran.count("first") == 1
+
+
+# --- resumed while somebody waits -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("get", ["get", "aget"])
+def test_who_waits_for_a_run_that_is_resumed_meanwhile_waits_on(shop: Shop, get: str) -> None:
+    """An ``on_death`` that resumes the run comes between the end and the look at the results."""
+    failed = threading.Event()
+
+    @shop.app.task(name="fail_once")
+    def fail_once() -> str:
+        if not failed.is_set():
+            failed.set()
+            raise ValueError("once")
+        return "done"
+
+    def resumed(state: State | None) -> State | None:
+        if state is State.FAILED:
+            assert run.resume()
+        return state
+
+    async def wait_async(usual: Callable[..., Any], *args: Any) -> State | None:
+        return resumed(await usual(*args))
+
+    shop.around("wait", lambda usual, *args: resumed(usual(*args)))
+    shop.around("wait_async", wait_async)
+    run = Clutch(fail_once.s(), app=shop.app).engage()
+    found = run.get(timeout=LONG) if get == "get" else asyncio.run(run.aget(timeout=LONG))
+    assert found == ["done"]
