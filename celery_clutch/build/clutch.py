@@ -226,12 +226,7 @@ class Clutch:
         """
         if len(self._open) > 1:
             raise BuildError("engage() inside an open parallel() or series() block")
-        if self._waiting:
-            kind = self._waiting[0].kind
-            raise BuildError(
-                f"{kind}() was called without with, and adds nothing so: write "
-                f"'with clutch.{kind}():' and indent its steps"
-            )
+        self._check_entered()
         run = None if self.id is None else _checked_id(self.id)
         lifetime = None if self.expires is None else _checked_lifetime(self.expires)
         name = None if self.name is None else _checked_name("name", self.name)
@@ -355,12 +350,22 @@ class Clutch:
         data = self._all_data()
         return encode_data(data, runtime(self.app).settings.max_result_bytes) if data else {}
 
+    def _check_entered(self) -> None:
+        """Refuse a clutch with a block that was made and not entered."""
+        if self._waiting:
+            kind = self._waiting[0].kind
+            raise BuildError(
+                f"{kind}() was called without with, and adds nothing so: write "
+                f"'with clutch.{kind}():' and indent its steps"
+            )
+
     def _node(self, step: Any) -> Node:
         if (compose := getattr(step, "__clutch__", None)) is not None:  # a Sequence
             step = compose()
         if isinstance(step, Clutch):
             if len(step._open) > 1:
                 raise BuildError("a clutch with an open block cannot be a step")
+            step._check_entered()
             step._is_step()
             self._take_data(step)
             if self._app is None:
@@ -488,8 +493,10 @@ class _Block:
 
     def __exit__(self, kind: Any, exc: Any, traceback: Any) -> None:
         self.clutch._open.pop()
+        if exc is not None:
+            return
         node = self._make(self._nodes)
-        if exc is None and node.size:
+        if node.size:
             self.clutch._open[-1].append(node)
 
 

@@ -319,8 +319,9 @@ def test_a_block_without_with(app: Celery, takes: Any, kind: str) -> None:
     clutch = Clutch(takes.s(1))
     getattr(clutch, kind)()
     clutch << takes.s(2)
-    with pytest.raises(BuildError, match=rf"{kind}\(\) was called without with"):
-        clutch.engage()
+    for use in (clutch.engage, lambda: Clutch(clutch)):
+        with pytest.raises(BuildError, match=rf"{kind}\(\) was called without with"):
+            use()
     assert clutch.clear() is clutch
     clutch << takes.s(3)
     assert clutch.engage()
