@@ -637,6 +637,9 @@ def test_what_filters_choose_is_shown_and_confirmed(shop: Shop) -> None:
     shop.full = False
     chosen = "bad  shelf  FAILED  30 of 32 jobs, 1 dead"
     assert shop.lines("resume", "--newer", "2h", "--dry-run") == [chosen]
+    assert shop.lines("resume", "bad", "--dry-run") == [chosen]
+    missing, *_ = shop.lines("resume", "nope", "--dry-run", code=1)
+    assert missing.startswith("Error: there is no run 'nope'")
     asked = shop("resume", "--state", "failed", said="n\n", code=1).output.splitlines()
     assert asked == [chosen, "Resume bad? [y/N]: n", "Aborted!"]
     assert shop.lines("resume", "--name", "shelf", "--yes") == [chosen, "bad resumed"]

@@ -86,11 +86,10 @@ def _list(obj: Any, runs: Sequence[Summary], parents: dict[str, str], now: float
         parent = short.get(parents[run.run], "")
         names = short[run.run], run.name or "", run.state.value, tree.brief(run)
         rows.append([*names, *times, parent, " ".join(run.tags)])
-    for name in ("TAGS", "PARENT"):  # columns of nothing take no room
-        column = head.index(name)
-        if not any(row[column] for row in rows[1:]) and name == "PARENT":
-            rows = [[*row[:column], *row[column + 1 :]] for row in rows]
-            head = rows[0]
+    column = head.index("PARENT")
+    if not any(row[column] for row in rows[1:]):  # a column of nothing takes no room
+        rows = [[*row[:column], *row[column + 1 :]] for row in rows]
+        head = rows[0]
     elastic = [head.index("TAGS"), head.index("NAME"), head.index("JOBS"), head.index("ID")]
     for row, cells in zip(rows, table(rows, _width(), elastic), strict=True):
         parts: list[str | tuple[str, str]] = []

@@ -12,6 +12,7 @@ from ...errors import RunNotFound
 from ...handle import tree
 from ...handle.result import ClutchResult
 from ...model.status import State
+from ...stores.base import Summary
 from .. import sweep as sweep_module
 from .base import (
     Filters,
@@ -21,6 +22,7 @@ from .base import (
     resolve,
     say,
     store_of,
+    summary_of,
 )
 
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -91,10 +93,13 @@ def _each(
     if bool(ids) is bool(filters):
         raise click.UsageError("give either ids of runs, or filters such as --state failed")
     chosen, missing = _chosen(obj, ids, filters, verb)
+    if dry_run and ids:
+        for id in chosen:
+            _show(summary_of(store_of(obj), id))
     if (dry_run or filters) and not chosen:
         say(f"no run to {verb}")
     if dry_run:
-        return
+        sys.exit(int(missing))
     if chosen and (ask or filters) and not yes:
         several = f"{len(chosen)} runs" if len(chosen) > 1 else chosen[0]
         results = " and all results" if verb == "forget" else ""
@@ -116,7 +121,7 @@ def _chosen(obj: Any, ids: Sequence[str], filters: Filters, verb: str) -> tuple[
     if filters:
         runs = [run for run in filters.runs(store) if run.state in _MEANT[verb]]
         for run in runs:
-            say(f"{run.run}  {run.name or ''}  {run.state}  {tree.progress(run)}")
+            _show(run)
         return [run.run for run in runs], False
     chosen, missing = [], False
     for id in ids:
@@ -126,6 +131,10 @@ def _chosen(obj: Any, ids: Sequence[str], filters: Filters, verb: str) -> tuple[
             say(f"Error: {exc}", err=True)
             missing = True
     return list(dict.fromkeys(chosen)), missing
+
+
+def _show(run: Summary) -> None:
+    say(f"{run.run}  {run.name or ''}  {run.state}  {tree.progress(run)}")
 
 
 @clutch.command()
