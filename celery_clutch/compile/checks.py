@@ -87,7 +87,8 @@ def arguments(task: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], where
     if compat.lacks_bind(task):
         hint = "; its first parameter is self, so @app.task(bind=True) is missing"
     raise InvalidStep(
-        f"{where} cannot be called with the arguments {args!r} {dict(kwargs)!r}: {misfit}{hint}"
+        f"{where} cannot be called with the arguments {args!r:.200} {dict(kwargs)!r:.200}: "
+        f"{misfit}{hint}"
     )
 
 
