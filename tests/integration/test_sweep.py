@@ -108,7 +108,8 @@ def test_the_message_of_a_worker_killed_behind_a_result_comes_again(
 
 
 def test_a_whole_worker_killed(make_lab: Any, tag: str) -> None:
-    with make_lab("gone", concurrency=1) as lab:
+    # Longer than the other worker takes to start, on any machine.
+    with make_lab("gone", concurrency=1, clutch_lease=120.0) as lab:
         lab.app.set_current()
         run = series(value.s(1), hold.s(tag, 2), total.s()).engage()
         until(lambda: len(lab.ran(run)) == 2)
