@@ -131,7 +131,8 @@ class Header:
         """
         data = getattr(request, NAME, None)
         if data is None:  # eager requests have custom headers in `headers` only
-            data = (getattr(request, "headers", None) or {}).get(NAME)
+            headers = getattr(request, "headers", None)
+            data = headers.get(NAME) if isinstance(headers, Mapping) else None
         return cls.from_dict(data) if is_ours(data) else None
 
     @classmethod

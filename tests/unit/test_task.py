@@ -58,6 +58,14 @@ def test_a_clutch_task_is_celerys_task_outside_a_run(look: Any) -> None:
     assert look.s(1).apply_async().get() == [1, [], [], []]
 
 
+def test_headers_may_be_whatever_celery_lets_them_be(eager: Celery) -> None:
+    @eager.task(name="headed", bind=True)
+    def headed(self: ClutchTask) -> Any:
+        return self.request.headers, self.previous_results
+
+    assert headed.apply(headers=123).get() == (123, [])
+
+
 def test_called_as_a_function_it_is_one(look: Any) -> None:
     assert look(1) == [1, [], [], []]
 
