@@ -38,8 +38,8 @@ RABBITMQ = os.environ.get("CLUTCH_TEST_RABBITMQ", "amqp://guest:guest@localhost:
 POSTGRESQL = os.environ.get(
     "CLUTCH_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432/postgres"
 ).replace("+psycopg", "")
-PATIENCE = 400
-"""Seconds after which a shape counts as lost; that of the small ones is fifty times shorter in ``driver.py``."""
+PATIENCE = 200
+"""Seconds after which a shape counts as lost."""
 
 CELERY = ["-m", "celery", "-A", "MODULE", "worker", "-c", "2", "-l", "ERROR"]
 
@@ -52,7 +52,9 @@ class Row:
         worker: what the environment's Python is called with.
         copies: how often that is started.
         packages: what to install; with none this environment is used.
-        broker, database: whether RabbitMQ is the broker, and what setting names a new database.
+        rabbitmq: RabbitMQ is the broker.
+        database: the variable that says the URL of a database made for the row.
+        migrate: what Python is called with to make the tables in it.
     """
 
     name: str
@@ -62,13 +64,20 @@ class Row:
     packages: list[str] = field(default_factory=list)
     rabbitmq: bool = False
     database: str = ""
+    migrate: list[str] = field(default_factory=list)
 
 
 RAW = Row("raw canvas, Redis", "peer_canvas", CELERY)
 ROWS = [
     Row("celery-clutch, Redis", "peer_clutch", CELERY),
     Row("celery-clutch, RabbitMQ and Redis", "peer_clutch", CELERY, rabbitmq=True),
-    Row("celery-clutch, Redis and PostgreSQL", "peer_clutch", CELERY, database="PEERS_STORE"),
+    Row(
+        "celery-clutch, Redis and PostgreSQL",
+        "peer_clutch",
+        CELERY,
+        database="PEERS_STORE",
+        migrate=["-m", "celery", "-A", "peer_clutch", "clutch", "migrate"],
+    ),
     Row("raw canvas, RabbitMQ and Redis", "peer_canvas", CELERY, rabbitmq=True),
     Row(
         "Huey",
@@ -101,6 +110,7 @@ ROWS = [
         copies=2,
         packages=["dbos", "redis"],
         database="PEERS_DATABASE",
+        migrate=["peer_dbos.py", "migrate"],
     ),
 ]
 
@@ -115,12 +125,15 @@ def python_of(row: Row, out: Path) -> str:
         return sys.executable
     folder = out / "environments" / row.module
     python = str(folder / "bin" / "python")
-    if not folder.exists():
-        venv.create(folder, with_pip=True)
+    complete = folder / "complete"
+    if complete.exists():
+        return python
+    venv.create(folder, with_pip=True, clear=True)
     install = [python, "-m", "pip", "install", "--quiet", *row.packages]
     done = subprocess.run(install, capture_output=True, text=True)
     if done.returncode:
         raise LeftOut(f"does not install: {done.stderr.strip().splitlines()[-1]}")
+    complete.touch()
     return python
 
 
@@ -243,11 +256,13 @@ def bench(row: Row, out: Path) -> Iterator[tuple[Bench, str]]:
             environment["PEERS_BROKER"] = RABBITMQ
         if row.database:
             environment[row.database] = stack.enter_context(database())
-        if row.database == "PEERS_STORE":
-            migrate = [python, "-m", "celery", "-A", row.module, "clutch", "migrate"]
-            done = subprocess.run(migrate, cwd=PEERS, env=environment, capture_output=True)
+        if row.migrate:
+            migrate = [python, *row.migrate]
+            done = subprocess.run(
+                migrate, cwd=PEERS, env=environment, capture_output=True, text=True
+            )
             if done.returncode:
-                raise LeftOut("celery-clutch-sqlalchemy is not installed")
+                raise LeftOut(f"no tables: {done.stderr.strip().splitlines()[-1]}")
         started = Bench(row, python, environment)
         stack.callback(started.close)
         started.seconds("ready")
@@ -292,18 +307,19 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--turns", type=int, default=3, help="turns of each shape (3)")
-    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--only", default="", help="rows whose name contains one of these")
     parser.add_argument("--sizes", default="1000,100,50", help="of the three shapes")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="where to write")
     options = parser.parse_args()
     os.environ["PEERS_SIZES"] = options.sizes
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that workers end with this, too
     options.out.mkdir(parents=True, exist_ok=True)
     print("| wall / CPU, raw canvas on Redis = 1, less is faster |", " | ".join(SHAPES), "|")
     print("|---" * (1 + len(SHAPES)) + "|", flush=True)
     rows: list[dict[str, Any]] = []
     with bench(RAW, options.out) as (raw, _):
         for row in ROWS:
-            if options.only not in row.name:
+            if not any(part in row.name for part in options.only.split(",")):
                 continue
             try:
                 rows.append(compare(row, raw, options.turns, options.out.resolve()))

@@ -1,11 +1,12 @@
 """DBOS: a workflow runs its steps in its own process; what is parallel goes through a queue.
 
-Run as a program it is a worker.
+Run as a program it is a worker; with ``migrate`` it only makes the tables and queues.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 
 from dbos import DBOS, DBOSClient
@@ -81,7 +82,10 @@ def work() -> None:
     DBOS.launch()
     for queue in ("workflows", "jobs"):
         DBOS.register_queue(queue, polling_interval_sec=INTERVAL)
-    threading.Event().wait()
+    if sys.argv[1:] == ["migrate"]:
+        DBOS.destroy()
+    else:
+        threading.Event().wait()
 
 
 if __name__ == "__main__":
