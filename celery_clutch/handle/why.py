@@ -246,6 +246,8 @@ class _Why:
 
     def _died(self) -> Iterator[Reason]:
         dead = [address for address in self.snapshot.leases if self._left(address) <= 0]
+        if self.record.state is State.CANCELLED:  # nobody expects those that were given back
+            dead = [address for address in dead if not self.snapshot.leases[address].released]
         for address in dead[:LISTED]:
             yield self._dead(address)
         if len(dead) > LISTED:

@@ -130,6 +130,12 @@ def test_a_job_that_was_given_back() -> None:
     assert reason.sentence == "job 1 was given back by its worker; its message is to come again"
 
 
+def test_a_job_that_was_given_back_in_a_cancelled_run_is_not_expected() -> None:
+    cancelled = record(state=State.CANCELLED, ended_at=NOW)
+    found = facts(cancelled, leases={"1": Lease("-")})
+    assert [reason.kind for reason in found] == ["ended"]
+
+
 def test_a_retry() -> None:
     found = record(
         failures={"1": failure("1")}, failing=1, due={"job 0 1": Due(NOW + 86400 + 300, 0, "1")}

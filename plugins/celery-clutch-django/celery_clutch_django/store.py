@@ -166,6 +166,11 @@ class DjangoStore(TransactionalStore):
             found = self._run(run).values_list("state", "generation").first()
         return found and (_state(run, found[0]), found[1])
 
+    def outline(self, run: str) -> tuple[State, bytes] | None:
+        with self._connection():
+            found = self._run(run).values_list("state", "meta").first()
+        return found and (_state(run, found[0]), bytes(found[1]))
+
     def finished(self, run: str, addresses: Sequence[str]) -> set[str]:
         found: set[str] = set()
         with self._connection():

@@ -262,6 +262,11 @@ class SQLAlchemyStore(TransactionalStore):
         with self._reading(run):
             return (State(found[0].state), found[0].generation) if found else None
 
+    def outline(self, run: str) -> tuple[State, bytes] | None:
+        found = self._all(select(runs.c.state, runs.c.meta).where(self._is(run)))
+        with self._reading(run):
+            return (State(found[0].state), found[0].meta) if found else None
+
     def finished(self, run: str, addresses: Sequence[str]) -> set[str]:
         queries = _queries(self._id(run), "result", addresses)
         keys = (query.with_only_columns(rows.c.key) for query in queries)
