@@ -128,7 +128,8 @@ def page(
     name = escape(printable(title))
     drawing = _html(box(plan, states, wide, nested))
     empty = (resources.files(__package__) / "page.html").read_text("utf-8")
-    return empty.replace("TITLE", name).replace("DRAWING", drawing)
+    # Names are escaped, so that none can be one of these.
+    return empty.replace("<!--title-->", name).replace("<!--drawing-->", drawing)
 
 
 def box(

@@ -204,3 +204,13 @@ def test_every_job_is_drawn_once(root: plan.Series) -> None:
         assert re.findall(r'(?:\[|label=)"([\d.]+) [a-z]', text) == [
             at for at, _ in plan.walk(root)
         ]
+
+
+@pytest.mark.parametrize(
+    "name", ["<!--drawing-->", "DRAWING", "</script><script>alert(1)</script>"]
+)
+def test_no_name_breaks_the_page(name: str) -> None:
+    drawn = graph.page(plan.series([Job(name), Job("shop.fetch")]), name)
+    assert drawn.count("<script>") == drawn.count("</script>") == 1
+    assert drawn.count("1 shop.fetch") == 1
+    assert drawn.count("<!--") == 0
