@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -157,11 +157,12 @@ class Plugins:
         self.register(plugin, name)
 
 
-def _unknown(scheme: str, stores: Iterable[str]) -> UnknownStore:
+def _unknown(scheme: str, stores: Collection[str]) -> UnknownStore:
     """Says where a store for *scheme* may come from."""
     dialect = scheme.partition("+")[0]
     package = _DISTRIBUTIONS.get(dialect)
-    if package is not None:
+    # Else the plugin is there, and knows no such driver.
+    if package is not None and dialect not in stores:
         return UnknownStore(
             f"no store is registered for {scheme}://: it comes with {package}, which is not "
             f"installed in this environment. pip install {package}"

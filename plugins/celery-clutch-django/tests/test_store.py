@@ -70,9 +70,9 @@ def play(store: Any, run: str) -> None:
 
 @pytest.mark.usefixtures("_sqlite")
 def test_it_is_found_by_its_scheme() -> None:
-    store = Plugins().open(Settings("django://default", 7, 5, "prefix"))
+    store = Plugins().open(Settings("django://default", 7, 5, "prefix", failed_ttl=6))
     assert repr(store) == "<DjangoStore django://default>"
-    assert store.options == StoreOptions("prefix", 7, 5)
+    assert store.options == StoreOptions("prefix", 7, 5, 6)
     assert Plugins().open(Settings("django://")).url == "django://"
 
 
