@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any, NoReturn
 
 import click
@@ -95,8 +95,7 @@ _COMMANDS = re.compile(
 def say_json(value: Any, *, line: bool = False) -> None:
     """Print *value* as JSON; with *line* in one line."""
     option = 0 if line else orjson.OPT_INDENT_2
-    text = orjson.dumps(value, option=option).decode()
-    click.echo(_COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    say_text(orjson.dumps(value, option=option).decode())
 
 
 def say_text(text: str) -> None:
@@ -186,13 +185,15 @@ def run_of(obj: Any, id: str) -> ClutchResult:
     return ClutchResult(resolve(store_of(obj), id), obj.app)
 
 
-def tree_of(app: Celery, id: str) -> tree.Tree:
-    """The run as a tree; the runs that were nested in its jobs inside."""
+def tree_of(app: Celery, id: str, *, alone: bool = False) -> tree.Tree:
+    """The run as a tree; the runs nested in its jobs inside, unless it is to be *alone*."""
     store, run = runtime(app).store, ClutchResult(id, app)
     root, found = run.plan(), store.read(id)
     if found is None:
         raise RunNotFound(f"the run {id!r} has just gone")
     executions = store.executions(id)
+    if alone:
+        return tree.build(root, found, executions)
     inside = dict(record.held_runs(found))
     for address, execution in executions.items():
         if known := record.nested(execution.info):
@@ -298,8 +299,8 @@ def complete_ids(ctx: click.Context, param: Any, incomplete: str) -> list[str]:
 
             app = find_app(app)
         runs = listed(runtime(app).store)
-        found = [run.run for run in runs if run.run.startswith(incomplete)]
-        return found[:100]
+        found = (run.run for run in runs if run.run.startswith(incomplete))
+        return list(islice(found, 100))
     except Exception:  # a shell that completes shows nothing else
         return []
 

@@ -238,7 +238,7 @@ def _executions(obj: Any, run: Summary) -> Iterator[tuple[str, float]]:
     """The task of each job of a run that has a result, and how long that took."""
     if run.jobs > statistics.ENOUGH:
         return  # a plan so large is not read for a look
-    for node in tree_of(obj.app, run.run).walk():
+    for node in tree_of(obj.app, run.run, alone=True).walk():
         seconds = node.timing()[2]
         if node.kind == "job" and seconds is not None:
             yield node.task, seconds

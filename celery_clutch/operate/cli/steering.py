@@ -29,11 +29,13 @@ _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 _dry = click.option("--dry-run", is_flag=True, help="Only say which runs that would be.")
 
 
+def _choosing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command what chooses runs: ids or filters, and whether to ask."""
+    return ids_argument(filtered(_dry(_yes(command))))
+
+
 @clutch.command()
-@ids_argument
-@filtered
-@_dry
-@_yes
+@_choosing
 @click.pass_obj
 def cancel(obj: Any, /, **how: Any) -> None:
     """Let no further job of the runs start: of those with these ids, or of those that are running
@@ -42,10 +44,7 @@ def cancel(obj: Any, /, **how: Any) -> None:
 
 
 @clutch.command()
-@ids_argument
-@filtered
-@_dry
-@_yes
+@_choosing
 @click.pass_obj
 def resume(obj: Any, /, **how: Any) -> None:
     """Run again what has no result, and nothing else: of the runs with these ids, or of those that
@@ -54,10 +53,7 @@ def resume(obj: Any, /, **how: Any) -> None:
 
 
 @clutch.command()
-@ids_argument
-@filtered
-@_dry
-@_yes
+@_choosing
 @click.pass_obj
 def forget(obj: Any, /, **how: Any) -> None:
     """Delete the runs and their results: those with these ids, or those that fit the filters."""
