@@ -58,6 +58,12 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 ENDED = frozenset((State.SUCCEEDED, State.FAILED, State.CANCELLED))
 
+END = "end"
+"""What the last barrier of a run leads to."""
+
+STOPPED = "stop"
+"""In place of an address: the result of a run that one of its jobs has ended early."""
+
 TURNS = 100
 """A message's *turn* is its number of retries times this, plus how often its job was put off
 because the store was away: of two messages of a job, the one with the higher turn was sent by the
@@ -92,6 +98,7 @@ class Claim:
         page: the page that the job is in.
         receipts: what is no longer due, because the message has come.
         lapsed: an owner that is known to have died, or "".
+        unless: barriers, and how many results they are to have, that make the job superfluous.
     """
 
     run: str
@@ -103,6 +110,7 @@ class Claim:
     page: str = ""
     receipts: tuple[str, ...] = ()
     lapsed: str = ""
+    unless: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +164,14 @@ class Barrier:
     Attributes:
         name: of the barrier, in its run.
         width: how many results it waits for.
-        then: what is due when it opens, or "".
+        then: what is due when it opens, or ""; `END` is no key: the run has succeeded.
         settles: the member that is complete when it opens.
         turn: the branch that is over when it opens.
+        gate: the name of a barrier before this one: what opens that counts one here, and nothing
+            else does. "" for what every result counts towards.
+        closes: the name is the address of a branch that may have ended without its barrier, by a
+            tolerated death: it has a result then, and opens no gate.
+        grows: it is counted although one result is all it waits for, because branches may be added.
     """
 
     name: str
@@ -166,6 +179,57 @@ class Barrier:
     then: str = ""
     settles: Settles | None = None
     turn: Turn | None = None
+    gate: str = ""
+    closes: bool = False
+    grows: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """A branch of a parallel that goes on without some of its branches.
+
+    Attributes:
+        step: the name of the barrier that counts the branches.
+        member: the address of the branch.
+        limit: how many branches may die.
+        need: how many have to succeed for the parallel to go on, or 0 for all that do not die.
+        first: the job starts the branch: it does not start when so many have succeeded.
+        barriers: what the branch counts towards when its death is tolerated, *step* first; nothing
+            where only successes count.
+    """
+
+    step: str
+    member: str
+    limit: int
+    need: int = 0
+    first: bool = False
+    barriers: tuple[Barrier, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Branches are added to a parallel while it runs.
+
+    Attributes:
+        step: the address of the parallel.
+        branches: the address of each, behind that of the parallel, and the shape of its values.
+        barriers: how many results more barriers wait for, by name.
+        jobs: how many jobs there are in the branches.
+        pages: of the branches.
+        due: which of *pages* are due; with a *limit*, branches are due as pages
+            ``"<step>/<branch>"`` when it is their turn.
+        limit: see `Turn`.
+        width: how many branches there were from the start.
+    """
+
+    step: str
+    branches: tuple[tuple[str, Any], ...]
+    barriers: Mapping[str, int]
+    jobs: int
+    pages: Mapping[str, bytes]
+    due: tuple[str, ...] = ()
+    limit: int = 0
+    width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +245,11 @@ class Completion:
         next: what is due behind the job in its chain, and from when (seconds since the epoch).
         changes: to the run's data: each key is set, or deleted where the value is None.
         info: kept for `executions`.
+        jobs: how many jobs more there are than was known.
+        skips: how many jobs will not run because of the value; they count as done.
+        counts: how many of the jobs that were known have their result with this one.
+        stop: the result of the run, which ends here; None where it goes on.
+        growth: branches that the job has added.
     """
 
     run: str
@@ -193,6 +262,21 @@ class Completion:
     next: tuple[str, float] | None = None
     changes: Mapping[str, bytes | None] = field(default_factory=dict)
     info: bytes = b""
+    jobs: int = 0
+    skips: int = 0
+    counts: int = 1
+    stop: bytes | None = None
+    growth: Growth | None = None
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it records a result, and nothing that only some jobs have."""
+        unusual = self.jobs or self.skips or self.stop is not None or self.growth
+        return not unusual and self.counts == 1 and not any(map(_is_gated, self.barriers))
+
+
+def _is_gated(barrier: Barrier) -> bool:
+    return bool(barrier.gate or barrier.closes or barrier.grows or barrier.then == END)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +316,9 @@ class Attempted:
         settles: the steps that the failure settles a member of.
         turns: the branches that are over with the death of the job.
         retry: what is due if there is a further attempt, and from when.
+        tolerances: the branches that the job is in whose death may be tolerated, the innermost
+            first.
+        stand_in: the result of a branch whose death is.
     """
 
     run: str
@@ -244,6 +331,8 @@ class Attempted:
     settles: tuple[Settles, ...] = ()
     turns: tuple[Turn, ...] = ()
     retry: tuple[str, float] | None = None
+    tolerances: tuple[Tolerance, ...] = ()
+    stand_in: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +341,9 @@ class Failed:
 
     Attributes:
         recorded: the failure was news.
+        tolerated: the run goes on without the branch.
         died: this execution took the run from RUNNING to FAILED.
+        succeeded: this execution ended the run, with a death that is tolerated.
         settled: the steps whose last member this call settled.
         due: what this call has made due; if it repeats what is recorded, what was due before with
             the job as its cause and has not been sent, as far as is known. Not the job's own next
@@ -265,6 +356,8 @@ class Failed:
     settled: tuple[str, ...] = ()
     due: tuple[str, ...] = ()
     pages: Mapping[str, bytes] = field(default_factory=dict)
+    succeeded: bool = False
+    tolerated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +458,7 @@ class Record:
         failures: failures of this generation by address, as given to `fail`, those of jobs
             that have completed since included.
         finished: the addresses among ``failures`` whose job has a result.
+        tolerated: the addresses among ``failures`` whose death is tolerated.
         held: what `checkpoint` put away, by address.
         due: what is to be sent.
     """
@@ -382,6 +476,7 @@ class Record:
     ended_at: float | None
     failures: Mapping[str, bytes] = field(default_factory=dict)
     finished: frozenset[str] = frozenset()
+    tolerated: frozenset[str] = frozenset()
     held: Mapping[str, bytes] = field(default_factory=dict)
     due: Mapping[str, Due] = field(default_factory=dict)
 
@@ -514,7 +609,8 @@ class ResultStore(ABC):
         """Ask whether a job is to run, for the process that claims it.
 
         In this order: no such run, CANCELLED, or another generation: DROP. Otherwise ``receipts``
-        are no longer due. A result: DONE. A failure that was final, or of this attempt or a later
+        are no longer due. A result: DONE. A SUCCEEDED run, or one of the barriers ``unless`` has as
+        many results as given there: DROP. A failure that was final, or of this attempt or a later
         one (``turn`` says which attempt the message is of): DROP. A checkpoint: RUN, with ``held``,
         whatever the generation it was put away in. No lease: RUN. A lease of a lower ``turn``: RUN,
         this message was sent by the one that has it. A lease of the owner ``lapsed``, or one
@@ -536,7 +632,14 @@ class ResultStore(ABC):
         run is SUCCEEDED. The changes are made to the run's data. ``settles`` is counted, and
         every barrier counts one result more; one that reaches its width opens: its member
         settles, its branch is over, and its ``then`` is due. In a CANCELLED run barriers count,
-        and nothing is due.
+        and nothing is due. A barrier with a ``gate`` counts one when that opens in the same call.
+        When the one opens that leads to `END`, a RUNNING run is SUCCEEDED, and what has not run
+        is skipped.
+
+        ``jobs`` and ``skips`` change how many there are and how many remain. ``stop`` is kept as
+        the result `STOPPED` and ends a RUNNING run as SUCCEEDED; what remains is skipped. The
+        branches of ``growth`` are there from now on. How many jobs were skipped is counted as
+        the barrier ``"skipped"``.
 
         A step is told to have ``settled`` when ``width`` of its members have completed, in any
         generation, or failed in this one. When one of them has failed loudly in this
@@ -561,6 +664,12 @@ class ResultStore(ABC):
         job that has a result is not counted as failing; otherwise it is counted once, as failing or
         as dead. The first dead job turns a RUNNING run FAILED (``died``), and ``"death
         <address>"`` is due if the run was created so.
+
+        A final failure of a job in a branch of ``tolerances`` is tolerated by the innermost
+        parallel that goes on without it: the branch, or the parallel by its need, is over already,
+        or not more than ``limit`` branches have died. The first death of a branch is a result:
+        ``stand_in`` is recorded for ``member``, and counts towards its barriers. The run is not
+        FAILED by it, and the job counts as done.
 
         Each of ``settles`` is counted as in `complete`; the loud ones have a failed member from
         now on, even when the job's own retry has completed before. ``turns`` are over, as in
@@ -598,14 +707,21 @@ class ResultStore(ABC):
 
     @abstractmethod
     def transition(
-        self, run: str, sources: Iterable[State], target: State, generation: int
+        self,
+        run: str,
+        sources: Iterable[State],
+        target: State,
+        generation: int,
+        *,
+        retry_tolerated: bool = False,
     ) -> bool:
         """Compare and set: move a run of this *generation* from one of *sources* to *target*.
 
         That is RUNNING or CANCELLED: the other states come of what jobs do. To RUNNING it is a
         resumption: the generation rises by one, failures, failed members and what has been reported
         are forgotten, ``"page 0"`` is due, and a run with nothing remaining becomes SUCCEEDED
-        instead. Either way nothing that was due before is due any longer, but for
+        instead. With *retry_tolerated* so are the deaths that were tolerated in parallels which
+        wait for more branches. Either way nothing that was due before is due any longer, but for
         ``"failure ..."``, ``"success ..."``, ``"death ..."`` and ``"end ..."``: those are of what
         has happened. Returns whether it moved.
 

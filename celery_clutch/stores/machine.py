@@ -23,6 +23,13 @@ mark       what is marked       of this generation: how many have settled, what 
 due        what is due          `Due`
 ========== ==================== ======================================================
 
+Of the kind barrier are, for good, also ``more <name>``, how many results more a barrier waits for;
+``added <address>``, the branches added to a parallel; ``dead <name>``, how many deaths a parallel
+has tolerated; ``tolerated <address>``, which barrier the branch of such a death counts towards;
+``skipped``, how many jobs will not run; ``end``, the last barrier has opened; and ``unusual``: a
+death was tolerated, or branches were added, so that whoever has the rules a second time leaves the
+run to those here.
+
 """
 
 from __future__ import annotations
@@ -33,12 +40,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
+import orjson
+
 from ..errors import AlreadyEngaged, CorruptRecord
 from ..model.status import State
 from .base import (
+    END,
     ENDED,
     NOBODY,
     NOTHING,
+    STOPPED,
     TURNS,
     Attempted,
     Barrier,
@@ -48,6 +59,7 @@ from .base import (
     Completion,
     Due,
     Failed,
+    Growth,
     Lease,
     Missing,
     MissingType,
@@ -55,6 +67,7 @@ from .base import (
     ResultStore,
     Settles,
     Summary,
+    Tolerance,
     Turn,
     Verdict,
 )
@@ -73,6 +86,15 @@ TELLS = ("failure ", "success ", "death ", "end ")
 
 OVER = b"over"
 """The mark of a branch that has ended, and not by a death."""
+
+TOLERATED = 2
+"""The flag of a death without which the run goes on."""
+
+SKIPPED = "skipped"
+"""The barrier that counts the jobs that will not run."""
+
+UNUSUAL = "unusual"
+"""The barrier that marks a run in which a death was tolerated, or branches were added."""
 
 RENEWED = 1.0
 """Seconds for which the time that a run is kept need not be written again by what changes nothing
@@ -193,9 +215,9 @@ class Rows:
         """A row that counts."""
         return int(self.get(kind, key) or 0)
 
-    def add(self, kind: str, key: str) -> int:
-        """Count one more; how many there are now."""
-        count = self.number(kind, key) + 1
+    def add(self, kind: str, key: str, more: int = 1) -> int:
+        """Count *more*; how many there are now."""
+        count = self.number(kind, key) + more
         self.put(kind, key, b"%d" % count)
         return count
 
@@ -285,6 +307,8 @@ class TransactionalStore(ResultStore):
                 rows.put("due", key, None)
             if rows.get("result", claim.address) is not None:
                 return Begun(Verdict.DONE)
+            if rows.head.state is State.SUCCEEDED or _is_superfluous(rows, claim):
+                return Begun(Verdict.DROP)
             failure = rows.get("failure", claim.address)
             if failure is not None:
                 attempt, final, _ = _flags(failure)
@@ -339,16 +363,20 @@ class TransactionalStore(ResultStore):
         _drop_checkpoint(rows, address)
         for key, value in done.changes.items():
             rows.put("data", key, value)
-        _finish(rows, address)
-        if done.next is not None and head.state is not State.CANCELLED:
+        _add_jobs(rows, done.jobs, done.skips)
+        if not _finish(rows, address):
+            _done(rows, done.counts)
+        if done.growth is not None:
+            _grow(rows, done.growth, address)
+        if done.next is not None and _goes_on(head):
             _put_due(rows, done.next[0], done.next[1], address)
         settled: list[str] = []
         if done.settles:
             _settle(rows, done.settles, done, settled, failed=False)
-        for barrier in done.barriers:
-            if barrier.width == 1 or rows.add("barrier", barrier.name) == barrier.width:
-                _open(rows, barrier, done, settled)
-        head.remaining -= 1
+        _count_towards(rows, done.barriers, done, settled)
+        if done.stop is not None:
+            rows.put("result", STOPPED, done.stop)
+            _end_early(rows, done)
         if not head.remaining and head.state is State.RUNNING:
             _end(rows, State.SUCCEEDED, done.token, address)
         self._touch(head)
@@ -377,8 +405,16 @@ class TransactionalStore(ResultStore):
                 # A copy; what a later attempt finds due it sends itself.
                 due = _due(rows, failed.address)
             due = tuple(key for key in due if key != retry)
-            died = head.state is State.FAILED and head.ender == (failed.token or None)
-            answer = Failed(news, died, tuple(settled), due, _pages(rows, due))
+            ended = head.ender == (failed.token or None)
+            answer = Failed(
+                recorded=news,
+                died=ended and head.state is State.FAILED,
+                succeeded=ended and head.state is State.SUCCEEDED,
+                tolerated=_is_tolerated(rows, failed.address),
+                settled=tuple(settled),
+                due=due,
+                pages=_pages(rows, due),
+            )
         if news:
             self.notify(failed.run)
         return answer
@@ -386,24 +422,29 @@ class TransactionalStore(ResultStore):
     def _failed(self, rows: Rows, failed: Attempted, known: bytes | None) -> list[str]:
         """Record a failure that is news; the steps that have settled with it."""
         head, address = rows.head, failed.address
-        finished = rows.get("result", address) is not None
+        finished = int(rows.get("result", address) is not None)
         if known is not None and not _flags(known)[2]:
             _count(head, known, -1)
+        settled: list[str] = []
+        dead = failed.final and not finished
+        over: Tolerance | None = None
+        if dead:
+            over = _tolerate(rows, failed, settled)
+            finished = TOLERATED if over else 0
         row = b"%d %d %d\n" % (failed.attempt, failed.final, finished) + failed.failure
         rows.put("failure", address, row)
-        wanted = head.state is not State.CANCELLED
         if not finished:
             _count(head, row, +1)
-            if failed.retry and not failed.final and wanted:
+            if failed.retry and not failed.final and _goes_on(head):
                 _put_due(rows, failed.retry[0], failed.retry[1], address)
             if failed.final and head.state is State.RUNNING:
                 _end(rows, State.FAILED, failed.token, address)
-        settled: list[str] = []
         for settles in failed.settles:
             _settle(rows, settles, failed, settled, failed=True)
-        if failed.final and not finished:
-            for turn in failed.turns:
-                _take_turn(rows, turn, failed)
+        if dead:
+            _end_turns(rows, failed, over)
+        if not head.remaining and head.state is State.RUNNING:
+            _end(rows, State.SUCCEEDED, failed.token, address)
         self._touch(head)
         _drain(head)
         return settled
@@ -446,7 +487,13 @@ class TransactionalStore(ResultStore):
                 rows.put("lease", address, replace(lease, owner=NOBODY).dumps())
 
     def transition(
-        self, run: str, sources: Iterable[State], target: State, generation: int
+        self,
+        run: str,
+        sources: Iterable[State],
+        target: State,
+        generation: int,
+        *,
+        retry_tolerated: bool = False,
     ) -> bool:
         if target not in (State.RUNNING, State.CANCELLED):
             raise ValueError(f"a run is {target.value} by what its jobs do, not by a transition")
@@ -457,6 +504,8 @@ class TransactionalStore(ResultStore):
             if head.state not in set(sources):
                 return False
             if target is State.RUNNING:
+                if retry_tolerated:
+                    _retry_tolerated(rows)
                 _resume(rows)
             else:
                 _forget_messages(rows)
@@ -573,11 +622,15 @@ def record(head: Head, rows: Mapping[str, Mapping[str, bytes]]) -> Record:
     """The record of a run from its rows of the kinds failure, held and due."""
     failures: dict[str, bytes] = {}
     finished: set[str] = set()
+    tolerated: set[str] = set()
     try:
         for address, value in rows.get("failure", {}).items():
             failures[address] = value.partition(b"\n")[2]
-            if _flags(value)[2]:
+            flag = _flags(value)[2]
+            if flag:
                 finished.add(address)
+            if flag == TOLERATED:
+                tolerated.add(address)
         due = {key: Due.loads(value) for key, value in rows.get("due", {}).items()}
     except ValueError as exc:
         raise CorruptRecord(f"the rows of run {head.run!r} cannot be read: {exc!r}") from None
@@ -595,6 +648,7 @@ def record(head: Head, rows: Mapping[str, Mapping[str, bytes]]) -> Record:
         ended_at=head.ended_at,
         failures=failures,
         finished=frozenset(finished),
+        tolerated=frozenset(tolerated),
         held=dict(rows.get("held", {})),
         due=due,
     )
@@ -608,7 +662,9 @@ _OF_JOB = ("result", "failure", "held", "lease")
 
 def _asked(claim: Claim) -> Wanted:
     """The rows that `TransactionalStore.begin` reads."""
-    return {"due": claim.receipts, **{kind: [claim.address] for kind in _OF_JOB}}
+    wanted = {kind: [claim.address] for kind in _OF_JOB}
+    barriers = [name for name, _ in claim.unless]
+    return {"due": claim.receipts, **wanted, "barrier": barriers}
 
 
 def _completed(done: Completion) -> Wanted:
@@ -616,7 +672,7 @@ def _completed(done: Completion) -> Wanted:
     wanted = _of_outcome(done.address)
     _add_step(wanted, done.settles)
     for barrier in done.barriers:
-        if barrier.width > 1:
+        if barrier.width > 1 or barrier.grows:
             wanted["barrier"].append(barrier.name)
         else:
             _add_step(wanted, barrier.settles)
@@ -631,6 +687,10 @@ def _failed(failed: Attempted) -> Wanted:
         _add_step(wanted, settles)
     for turn in failed.turns:
         _add_turn(wanted, turn)
+    if failed.final:
+        for tolerance in failed.tolerances:
+            wanted["result"].append(tolerance.member)
+            wanted["barrier"] += [tolerance.step, f"dead {tolerance.step}"]
     return wanted
 
 
@@ -686,10 +746,10 @@ def _resume(rows: Rows) -> None:
     head.generation += 1
     head.state, head.ender, head.ended_at = State.RUNNING, "", None
     head.failing = head.dead = 0
-    if head.remaining:
-        _put_due(rows, ROOT, time.time(), "")
+    if not head.remaining or _has_ended(rows):
+        _end_early(rows, None)
     else:
-        _end(rows, State.SUCCEEDED)
+        _put_due(rows, ROOT, time.time(), "")
 
 
 def _forget_messages(rows: Rows) -> None:
@@ -699,19 +759,65 @@ def _forget_messages(rows: Rows) -> None:
             rows.put("due", key, None)
 
 
-def _finish(rows: Rows, address: str) -> None:
-    """The job has its result: its failure no longer counts."""
+def _finish(rows: Rows, address: str) -> bool:
+    """The job has its result: its failure no longer counts. Whether the job counted as done by
+    then, because its death was tolerated."""
     head = rows.head
-    if not head.failing and not head.dead:
-        return
     failure = rows.get("failure", address)
     if failure is None:
-        return
-    attempt, final, _ = _flags(failure)
+        return False
+    attempt, final, finished = _flags(failure)
+    if finished:
+        return finished == TOLERATED
     _count(head, failure, -1)
     rows.put("failure", address, b"%d %d 1\n" % (attempt, final) + failure.partition(b"\n")[2])
     if head.state is State.FAILED and not head.dead:
         head.state, head.ender, head.ended_at = State.RUNNING, "", None
+    return False
+
+
+def _done(rows: Rows, jobs: int) -> None:
+    """So many jobs are done that were to come, or had been given up."""
+    if rows.head.remaining:
+        rows.head.remaining -= jobs
+    elif jobs:
+        rows.add("barrier", SKIPPED, -jobs)
+
+
+def _add_jobs(rows: Rows, jobs: int, skips: int) -> None:
+    """There are so many jobs more, and so many of all will not run."""
+    head = rows.head
+    head.jobs += jobs
+    if head.state is State.SUCCEEDED:
+        skips += jobs  # it ended before
+    else:
+        head.remaining += jobs - skips
+    if skips:
+        rows.add("barrier", SKIPPED, skips)
+
+
+def _goes_on(head: Head) -> bool:
+    """Whether what follows from something is due."""
+    return head.state not in (State.CANCELLED, State.SUCCEEDED)
+
+
+def _end_early(rows: Rows, by: Completion | Attempted | None) -> None:
+    """The run has succeeded if it runs; what remains is skipped."""
+    head = rows.head
+    if head.state is not State.RUNNING:
+        return
+    if head.remaining:
+        rows.add("barrier", SKIPPED, head.remaining)
+        head.remaining = 0
+    if by is None:
+        _end(rows, State.SUCCEEDED)
+    else:
+        _end(rows, State.SUCCEEDED, by.token, by.address)
+
+
+def _has_ended(rows: Rows) -> bool:
+    """Whether the run would have succeeded, had it not been cancelled or failed by then."""
+    return rows.get("barrier", END) is not None or rows.get("result", STOPPED) is not None
 
 
 def _count(head: Head, failure: bytes, by: int) -> None:
@@ -722,14 +828,149 @@ def _count(head: Head, failure: bytes, by: int) -> None:
         head.failing += by
 
 
-def _open(rows: Rows, barrier: Barrier, done: Completion, settled: list[str]) -> None:
+def _count_towards(
+    rows: Rows,
+    barriers: Iterable[Barrier],
+    by: Completion | Attempted,
+    settled: list[str],
+    opened: Iterable[str] = (),
+) -> None:
+    """Count one for each of *barriers* whose gate is open, and open those that wait for no more.
+
+    *opened* are gates that are open already.
+    """
+    gates = {"", *opened}
+    for barrier in barriers:
+        if barrier.gate not in gates or not _is_full(rows, barrier):
+            continue
+        if barrier.closes and rows.get("result", barrier.name) is not None:
+            continue
+        gates.add(barrier.name)
+        _open(rows, barrier, by, settled)
+
+
+def _is_full(rows: Rows, barrier: Barrier) -> bool:
+    """Count one for *barrier*; whether it is the last."""
+    if barrier.width == 1 and not barrier.grows:
+        return True
+    count = rows.add("barrier", barrier.name)
+    if count < barrier.width:
+        return False
+    return count == barrier.width + rows.number("barrier", f"more {barrier.name}")
+
+
+def _open(rows: Rows, barrier: Barrier, by: Completion | Attempted, settled: list[str]) -> None:
     """All that *barrier* waits for is done."""
     if barrier.settles:
-        _settle(rows, barrier.settles, done, settled, failed=False)
+        _settle(rows, barrier.settles, by, settled, failed=False)
     if barrier.turn:
-        _take_turn(rows, barrier.turn, done)
-    if barrier.then and rows.head.state is not State.CANCELLED:
-        _put_due(rows, barrier.then, time.time(), done.address)
+        _take_turn(rows, barrier.turn, by, over=True)
+    if barrier.then == END:
+        rows.put("barrier", END, b"1")
+        _end_early(rows, by)
+    elif barrier.then and _goes_on(rows.head):
+        _put_due(rows, barrier.then, time.time(), by.address)
+
+
+def _is_superfluous(rows: Rows, claim: Claim) -> bool:
+    """Whether the job need not start: enough has been done without it."""
+    return any(rows.number("barrier", name) >= enough for name, enough in claim.unless)
+
+
+def _tolerate(rows: Rows, failed: Attempted, settled: list[str]) -> Tolerance | None:
+    """Let the run go on without a branch of the dead job, if it may; which."""
+    for tolerance in failed.tolerances:
+        if rows.get("result", tolerance.member) is not None:
+            _done(rows, 1)
+            return tolerance  # by another death
+        if tolerance.need and rows.number("barrier", tolerance.step) >= tolerance.need:
+            _done(rows, 1)
+            return tolerance
+        died = f"dead {tolerance.step}"
+        if rows.number("barrier", died) < tolerance.limit:
+            rows.put("barrier", UNUSUAL, b"1")
+            rows.add("barrier", died)
+            rows.put("result", tolerance.member, failed.stand_in)
+            width = tolerance.barriers[0].width if tolerance.barriers else tolerance.need
+            counts = int(bool(tolerance.barriers))
+            known = f"{width} {counts} {tolerance.step}".encode()
+            rows.put("barrier", f"tolerated {tolerance.member}", known)
+            _done(rows, 1)
+            gate = (tolerance.member,)
+            _count_towards(rows, tolerance.barriers, failed, settled, gate)
+            return tolerance
+    return None
+
+
+def _is_tolerated(rows: Rows, address: str) -> bool:
+    """Whether the job is dead, and the run goes on without its branch."""
+    failure = rows.get("failure", address)
+    return failure is not None and _flags(failure)[2] == TOLERATED
+
+
+def _end_turns(rows: Rows, failed: Attempted, tolerance: Tolerance | None) -> None:
+    """The branches that are over with a death: those around the job, up to the one that is
+    tolerated."""
+    for turn in failed.turns:
+        member = turn.member
+        if tolerance is None:
+            _take_turn(rows, turn, failed, over=False)
+        elif member == tolerance.member:
+            _take_turn(rows, turn, failed, over=True)
+        elif member.startswith(f"{tolerance.member}."):
+            _take_turn(rows, turn, failed, over=False)
+
+
+def _retry_tolerated(rows: Rows) -> None:
+    """Forget the deaths that were tolerated in parallels which wait for more branches."""
+    start = "tolerated "
+    for key, value in rows.items("barrier").items():
+        if not key.startswith(start):
+            continue
+        member = key[len(start) :]
+        width, counts, step = value.decode().split(" ", 2)
+        enough = int(width) + rows.number("barrier", f"more {step}")
+        if rows.number("barrier", step) >= enough:
+            continue
+        rows.put("barrier", key, None)
+        rows.put("result", member, None)
+        rows.put("mark", _over(f"turn {member}"), None)
+        rows.add("barrier", f"dead {step}", -1)
+        rows.add("barrier", step, -int(counts))
+        rows.head.remaining += 1
+
+
+def _grow(rows: Rows, growth: Growth, cause: str) -> None:
+    """Branches are added to a parallel."""
+    rows.put("barrier", UNUSUAL, b"1")
+    for name, more in growth.barriers.items():
+        rows.add("barrier", f"more {name}", more)
+    key = f"added {growth.step}"
+    added = orjson.loads(rows.get("barrier", key) or b"[]")
+    rows.put("barrier", key, orjson.dumps([*added, *growth.branches]))
+    for page, data in growth.pages.items():
+        rows.put("page", page, data)
+    _add_jobs(rows, growth.jobs, 0)
+    if not _goes_on(rows.head):
+        return
+    for page in growth.due:
+        _put_due(rows, f"page {page}", time.time(), cause)
+    if growth.limit:
+        _use_idle(rows, growth, len(added), cause)
+
+
+def _use_idle(rows: Rows, growth: Growth, before: int, cause: str) -> None:
+    """Start as many of the branches added as had no branch left to start when another was over."""
+    idle = f"idle {growth.step}"
+    taken = f"taken {growth.step}"
+    free = min(rows.number("mark", idle), len(growth.branches))
+    for index in range(free):
+        branch = growth.branches[index][0]
+        _put_due(rows, f"page {growth.step}/{branch}", time.time(), cause)
+    if free:
+        rows.add("mark", idle, -free)
+        number = max(rows.number("mark", taken), growth.width + before)
+        rows.put("mark", taken, b"%d" % (number + free))
 
 
 def _settle(
@@ -762,23 +1003,32 @@ def _settle(
         _put_due(rows, f"failure {step}", time.time(), by.address)
 
 
-def _take_turn(rows: Rows, turn: Turn, by: Completion | Attempted) -> None:
-    """A branch is over: the next one of its parallel that is not is due."""
-    key, cancelled = f"turn {turn.member}", rows.head.state is State.CANCELLED
+def _take_turn(rows: Rows, turn: Turn, by: Completion | Attempted, *, over: bool) -> None:
+    """A branch is over, for good or by a death: the next one of its parallel that is not is due."""
+    key, wanted = f"turn {turn.member}", _goes_on(rows.head)
     known = rows.get("mark", key)
-    if isinstance(by, Completion):
+    if over:
         rows.put("mark", key, OVER)
-    elif known is None and not cancelled:
+    elif known is None and wanted:
         rows.put("mark", key, b"dead")
-    if known is not None or cancelled:
+    if known is not None or not wanted:
         return
     key = f"taken {turn.address}"
     number = max(rows.number("mark", key), turn.limit)
     if rows.head.generation:
         number = _not_over(rows, turn, number)
-    rows.put("mark", key, b"%d" % (number + 1))
     if number < turn.width:
+        rows.put("mark", key, b"%d" % (number + 1))
         _put_due(rows, f"page {turn.address}/{number}", time.time(), by.address)
+        return
+    added = orjson.loads(rows.get("barrier", f"added {turn.address}") or b"[]")
+    if number - turn.width < len(added):
+        rows.put("mark", key, b"%d" % (number + 1))
+        branch = added[number - turn.width][0]
+        _put_due(rows, f"page {turn.address}/{branch}", time.time(), by.address)
+    else:
+        rows.put("mark", key, b"%d" % number)
+        rows.add("mark", f"idle {turn.address}")
 
 
 def _not_over(rows: Rows, turn: Turn, number: int) -> int:
@@ -840,10 +1090,11 @@ def _children(rows: Rows, address: str) -> dict[str, bytes]:
     return found
 
 
-def _flags(failure: bytes) -> tuple[int, bool, bool]:
-    """The attempt of a failure, whether it was final, and whether the job has a result since."""
+def _flags(failure: bytes) -> tuple[int, bool, int]:
+    """The attempt of a failure, whether it was final, and whether the job counts as done since: 1
+    for a result, `TOLERATED` for a tolerated death."""
     attempt, final, finished = failure.partition(b"\n")[0].split()
-    return int(attempt), final == b"1", finished == b"1"
+    return int(attempt), final == b"1", int(finished)
 
 
 def _lease(address: str, value: bytes) -> Lease:

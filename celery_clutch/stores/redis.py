@@ -7,8 +7,9 @@ with its kind in front), ``:members``, ``:data`` and ``:due``. Two keys are of a
 ``<prefix>:runs`` is an index for listings, and ``<prefix>:owners`` says which processes live.
 
 Whatever must be atomic is a script in ``lua/``. What every job needs, `begin`, `complete` and
-`fail`, is one script each. Everything else reads, decides by the rules in `machine`, and writes
-with one script that refuses if the run has changed since; then it is done again.
+`fail`, is one script each, for runs and jobs as most are. Everything else reads, decides by the
+rules in `machine`, and writes with one script that refuses if the run has changed since; then it is
+done again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from collections.abc import (
 )
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -83,6 +84,7 @@ _GIVE_UP = 10.0  # seconds after which a run that is always busy is unavailable
 _LISTED_FOR = 600  # seconds for which a run of a cluster may be in the index and not be there
 _KEPT = (State.RUNNING, State.SUCCEEDED, State.FAILED)  # a cancelled run as one that failed
 _SENTINEL = b"\xff"  # as in lua/common.lua
+_UNUSUAL = 0  # what a script answers where the rules have to decide
 
 _NAMES = ("run", "pages", "results", "jobs", "leases", "marks", "members", "data", "due")
 """What the names of the keys of a run end with, in the order in which scripts get them."""
@@ -159,6 +161,8 @@ class RedisStore(TransactionalStore):
     # --- what every job needs: one script each ------------------------------------------------
 
     def begin(self, claim: Claim) -> Begun:
+        if claim.unless:
+            return self._repeat(super().begin, claim)
         numbers = f"{claim.limit} {claim.turn} {claim.turn // TURNS}"
         # Few arguments: redis-py takes a microsecond to send one.
         joined = f"{claim.generation} {claim.owner} {numbers} {claim.page} {claim.lapsed}"
@@ -170,6 +174,8 @@ class RedisStore(TransactionalStore):
             return Begun(verdict, *more)
 
     def complete(self, done: Completion) -> Completed:
+        if not done.is_usual:
+            return self._repeat(super().complete, done)
         key, since = done.next or ("", "")
         args = [done.address, done.value, done.token, done.info, key, since]
         args += [*_if_any(_settles(done.settles)), len(done.barriers)]
@@ -180,6 +186,8 @@ class RedisStore(TransactionalStore):
             args += [name, int(value is not None), value or b""]
         with _errors, _reading(done.run):
             answer = self._call(_complete, done.run, *args)
+            if answer == _UNUSUAL:
+                return self._repeat(super().complete, done)
             remaining, fresh, generation, succeeded, settled, due, pages = answer
             return Completed(
                 remaining=remaining,
@@ -192,6 +200,8 @@ class RedisStore(TransactionalStore):
             )
 
     def fail(self, failed: Attempted) -> Failed:
+        if failed.final and failed.tolerances:
+            return self._repeat(super().fail, failed)
         retry, since = failed.retry or ("", "")
         args = [failed.address, failed.generation, failed.failure, failed.attempt]
         args += [int(failed.final), failed.token, retry, since, len(failed.settles)]
@@ -200,7 +210,10 @@ class RedisStore(TransactionalStore):
         for turn in failed.turns:
             args += _turn(turn)
         with _errors, _reading(failed.run):
-            recorded, died, settled, due, pages = self._call(_fail, failed.run, *args)
+            answer = self._call(_fail, failed.run, *args)
+            if answer == _UNUSUAL:
+                return self._repeat(super().fail, failed)
+            recorded, died, settled, due, pages = answer
             return Failed(
                 recorded=bool(recorded),
                 died=bool(died),
@@ -225,9 +238,16 @@ class RedisStore(TransactionalStore):
         self._repeat(super().release, run, address, owner, turn)
 
     def transition(
-        self, run: str, sources: Iterable[State], target: State, generation: int
+        self,
+        run: str,
+        sources: Iterable[State],
+        target: State,
+        generation: int,
+        *,
+        retry_tolerated: bool = False,
     ) -> bool:
-        return self._repeat(super().transition, run, tuple(sources), target, generation)
+        move = partial(super().transition, retry_tolerated=retry_tolerated)
+        return self._repeat(move, run, tuple(sources), target, generation)
 
     def skip(self, run: str, address: str, number: int, generation: int) -> None:
         self._repeat(super().skip, run, address, number, generation)
@@ -257,13 +277,13 @@ class RedisStore(TransactionalStore):
         if head is None:
             yield None
             return
-        reads: list[str] = []
+        reads: list[str] = [kind for kind, keys in wanted.items() if keys]
 
         def load(kind: str, keys: Sequence[str] | None) -> Mapping[str, bytes]:
             reads.append(kind)
             return self.rows(run, kind, keys)
 
-        rows = Rows(replace(head), load)
+        rows = Rows(replace(head), load, self._known(run, wanted))
         try:
             yield rows
         except BaseException:
@@ -276,9 +296,27 @@ class RedisStore(TransactionalStore):
         if token or rows.head != head or rows.cleared or rows.changed:
             self._write(run, version, token, head, rows)
 
+    def _known(self, run: str, wanted: Wanted) -> dict[str, dict[str, bytes | None]]:
+        """Rows of several kinds, read in one round trip."""
+        kinds = [(kind, list(keys)) for kind, keys in wanted.items() if keys]
+        if not kinds:
+            return {}
+        names = self._keys(run)
+        with _errors, _reading(run):
+            pipe = self._client.pipeline(transaction=False)
+            for kind, keys in kinds:
+                place, start = _PLACES[kind]
+                pipe.hmget(names[_NAMES.index(place)], [start + key for key in keys])
+            found = zip(kinds, pipe.execute(), strict=True)
+            return {kind: dict(zip(keys, values, strict=True)) for (kind, keys), values in found}
+
+    def notify(self, run: str) -> None:
+        with _errors:
+            self._client.publish(f"{self._channels(run)}changed", "")
+
     def insert(self, head: Head, rows: Mapping[str, Mapping[str, bytes]]) -> bool:
         horizon = min(self._kept_for)
-        fields = {**_changeable(head), "meta": head.meta, "jobs": head.jobs}
+        fields = {**_changeable(head), "meta": head.meta}
         fields["name"] = orjson.dumps(head.name)
         fields["tags"] = orjson.dumps(list(head.tags))
         fields["ends"] = " ".join(head.ends)
@@ -769,6 +807,7 @@ def _changeable(head: Head) -> dict[str, Any]:
     return {
         "state": head.state.value,
         "gen": head.generation,
+        "jobs": head.jobs,
         "left": head.remaining,
         "failing": head.failing,
         "dead": head.dead,

@@ -29,6 +29,8 @@ from typing import Any, TypeVar
 from ..errors import AlreadyEngaged, MissingExtra, StoreUnavailable
 from ..model.status import State
 from ..stores.base import (
+    END,
+    STOPPED,
     TURNS,
     Attempted,
     Barrier,
@@ -39,6 +41,7 @@ from ..stores.base import (
     Due,
     Execution,
     Failed,
+    Growth,
     Lease,
     Missing,
     Record,
@@ -46,6 +49,7 @@ from ..stores.base import (
     Settles,
     StoreOptions,
     Summary,
+    Tolerance,
     Turn,
     Verdict,
 )
@@ -197,14 +201,14 @@ class StoreContract:
 
     def test_runs_do_not_touch_each_other(self, store: ResultStore) -> None:
         for number, run in enumerate(IDS):
-            store.create(run, run.encode(), {"0": run.encode()}, number + 1, due={run: 1.0})
+            store.create(run, run.encode(), {"0": run.encode()}, number + 2, due={run: 1.0})
             _complete(store, run, "0", run.encode())
             _fail(store, run, "1", failure=run.encode())
             assert store.checkpoint(run, "1", run.encode(), 0)
             assert _begin(store, run, "2", owner=run) is Verdict.RUN
         for number, run in enumerate(IDS):
             record, own = _read(store, run), run.encode()
-            assert (record.run, record.meta, record.remaining) == (run, own, number)
+            assert (record.run, record.meta, record.remaining) == (run, own, number + 1)
             assert (record.failures, record.held) == ({"1": own}, {"1": own})
             assert (store.page(run, "0"), store.values(run, ["0"])) == (own, [own])
             assert record.due == {run: Due(1.0)}
@@ -1783,6 +1787,163 @@ class StoreContract:
         assert spent < LONG, f"primitives do not retry: a refused connection took {spent:.1f} s"
         assert store.check() == []
 
+    # --- decisions --------------------------------------------------------------------------
+
+    def test_a_gate_lets_one_result_through(self, store: ResultStore) -> None:
+        store.create("r", b"", {"2": b"page"}, 5)
+        outer = Barrier("all", 2, then="page 2", gate="b")
+        inner = (Barrier("b", 2), outer)
+        assert _complete(store, "r", "0.0", barriers=inner).due == ()
+        assert store.counts("r", ["b", "all"]) == [1, 0]
+        assert _complete(store, "r", "0.1", barriers=inner).due == ()
+        assert store.counts("r", ["b", "all"]) == [2, 1]
+        alone = (Barrier("c", 1), replace(outer, gate="c"))
+        assert _complete(store, "r", "1", barriers=alone).due == ("page 2",)
+
+    def test_the_last_barrier_ends_the_run(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 3, ends=[State.SUCCEEDED])
+        done = _complete(store, "r", "0", token="t", barriers=[Barrier("end", 1, then=END)])
+        assert (done.succeeded, done.remaining, done.due) == (True, 0, ("end SUCCEEDED",))
+        assert store.counts("r", ["skipped"]) == [2]
+        assert _begin(store, "r", "1") is Verdict.DROP
+        assert _complete(store, "r", "2").fresh, "what was running is kept"
+        record = _read(store, "r")
+        assert (record.state, record.done) == (State.SUCCEEDED, 3)
+        assert store.counts("r", ["skipped"]) == [1]
+
+    def test_a_run_that_was_cancelled_meanwhile_ends_when_resumed(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 3)
+        assert store.transition("r", [State.RUNNING], State.CANCELLED, 0)
+        _complete(store, "r", "0", barriers=[Barrier("end", 1, then=END)])
+        assert _state(store, "r") is State.CANCELLED
+        assert store.transition("r", [State.CANCELLED], State.RUNNING, 0)
+        assert _state(store, "r") is State.SUCCEEDED
+
+    def test_a_stop_is_the_result_of_the_run(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 4, ends=[State.SUCCEEDED])
+        done = _complete(store, "r", "0", b"1", stop=b"2", token="t")
+        assert (done.succeeded, done.due) == (True, ("end SUCCEEDED",))
+        assert store.values("r", ["0", STOPPED]) == [b"1", b"2"]
+        assert store.counts("r", ["skipped"]) == [3]
+        assert not _complete(store, "r", "0", b"1", stop=b"3", token="u").fresh
+        assert store.values("r", [STOPPED]) == [b"2"]
+
+    def test_what_is_decided_changes_how_many_jobs_there_are(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 3)
+        answer = _complete(store, "r", "1", jobs=9, counts=0)
+        assert (answer.remaining, _read(store, "r").jobs) == (12, 12)
+        assert _complete(store, "r", "0", skips=4).remaining == 7
+        assert store.counts("r", ["skipped"]) == [4]
+        again = _complete(store, "r", "0", skips=4)
+        assert (again.fresh, again.remaining) == (False, 7)
+        assert _complete(store, "r", "2", skips=6, token="t").succeeded
+
+    def test_a_tolerated_death_is_a_result(self, store: ResultStore) -> None:
+        store.create("r", b"", {"1": b"page"}, 4, ends=[State.FAILED])
+        counts = (Barrier("0#", 3, then="page 1", gate="0.1", grows=True),)
+        tolerance = Tolerance("0#", "0.1", 1, barriers=counts)
+        answer = _fail(store, "r", "0.1.0", final=True, tolerances=[tolerance])
+        assert (answer.tolerated, answer.died, answer.due) == (True, False, ())
+        record = _read(store, "r")
+        assert (record.state, record.dead, record.remaining) == (State.RUNNING, 0, 3)
+        assert record.tolerated == record.finished == {"0.1.0"}
+        assert store.values("r", ["0.1"]) == [b"gone"]
+        assert store.counts("r", ["0#"]) == [1]
+        again = _fail(store, "r", "0.1.0", final=True, tolerances=[tolerance])
+        assert (again.recorded, again.tolerated, store.counts("r", ["0#"])) == (False, True, [1])
+        beside = replace(tolerance, member="0.1")
+        _fail(store, "r", "0.1.1", final=True, tolerances=[beside])
+        assert store.counts("r", ["0#", "dead 0#"]) == [1, 1], "a branch dies once"
+        other = Tolerance("0#", "0.2", 1, barriers=(replace(counts[0], gate="0.2"),))
+        answer = _fail(store, "r", "0.2", final=True, tolerances=[other], token="t")
+        assert (answer.tolerated, answer.died, answer.due) == (False, True, ("death 0.2",))
+
+    def test_what_a_tolerated_death_opens_is_due(self, store: ResultStore) -> None:
+        store.create("r", b"", {"1": b"page"}, 3)
+        opens = Barrier("0#", 2, then="page 1", grows=True)
+        _complete(store, "r", "0.0", barriers=[opens])
+        tolerance = Tolerance("0#", "0.1", 1, barriers=(opens,))
+        answer = _fail(store, "r", "0.1", final=True, tolerances=[tolerance])
+        assert (answer.due, answer.pages) == (("page 1",), {"1": b"page"})
+        again = _fail(store, "r", "0.1", final=True, tolerances=[tolerance])
+        assert again.due == ("page 1",), "until it is known to have been sent"
+
+    def test_a_branch_that_has_died_does_not_count_again(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 9)
+        counts = Barrier("0#", 2, then="page 1", gate="0.1", grows=True)
+        tolerance = Tolerance("0#", "0.1", 1, barriers=(counts,))
+        _fail(store, "r", "0.1.0", final=True, tolerances=[tolerance])
+        before = _read(store, "r").remaining
+        assert _complete(store, "r", "0.1.0").remaining == before, "it counted as done"
+        late = (Barrier("0.1", 1, closes=True), counts)
+        assert _complete(store, "r", "0.1.1", barriers=late).due == ()
+        assert store.counts("r", ["0#"]) == [1]
+
+    def test_the_parallel_around_tolerates_what_the_inner_one_does_not(
+        self, store: ResultStore
+    ) -> None:
+        store.create("r", b"", {}, 9)
+        inner = Tolerance("0.0#", "0.0.1", 0)
+        outer = Tolerance("0#", "0.0", 1, barriers=(Barrier("0#", 2, "page 1", gate="0.0"),))
+        answer = _fail(store, "r", "0.0.1", final=True, tolerances=[inner, outer])
+        assert answer.tolerated
+        assert store.values("r", ["0.0", "0.0.1"]) == [b"gone", Missing]
+
+    def test_what_is_needed_no_more_does_not_start(self, store: ResultStore) -> None:
+        store.create("r", b"", {"1": b"page"}, 9)
+        enough = Barrier("0#", 1, then="page 1", grows=True)
+        unless = (("0#", 1),)
+        assert _begin(store, "r", "0.1", unless=unless) is Verdict.RUN
+        assert _complete(store, "r", "0.0", barriers=[enough]).due == ("page 1",)
+        assert _begin(store, "r", "0.2", unless=unless) is Verdict.DROP
+        need = Tolerance("0#", "0.1", 0, need=1)
+        answer = _fail(store, "r", "0.1", final=True, tolerances=[need])
+        assert (answer.tolerated, _state(store, "r")) == (True, State.RUNNING)
+
+    def test_tolerated_deaths_are_forgotten_where_that_is_asked_for(
+        self, store: ResultStore
+    ) -> None:
+        store.create("r", b"", {}, 4)
+        counts = Barrier("0#", 3, then="page 1", grows=True)
+        for member in ("0.0", "0.1"):
+            tolerance = Tolerance("0#", member, 1, barriers=(counts,))
+            _fail(store, "r", member, final=True, tolerances=[tolerance])
+        assert _state(store, "r") is State.FAILED
+        assert store.transition("r", [State.FAILED], State.RUNNING, 0)
+        assert store.values("r", ["0.0"]) == [b"gone"], "else it is a result"
+        assert store.transition("r", [State.RUNNING], State.RUNNING, 1, retry_tolerated=True)
+        assert store.values("r", ["0.0"]) == [Missing]
+        assert (store.counts("r", ["0#", "dead 0#"]), _read(store, "r").remaining) == ([0, 0], 4)
+        passed = Barrier("1#", 1, then="page 2", grows=True)
+        dies = Tolerance("1#", "1.0", 1, barriers=(passed,))
+        _fail(store, "r", "1.0", final=True, generation=2, tolerances=[dies])
+        assert store.transition("r", [State.RUNNING], State.RUNNING, 2, retry_tolerated=True)
+        assert store.values("r", ["1.0"]) == [b"gone"], "the run has gone on without it"
+
+    def test_branches_are_added(self, store: ResultStore) -> None:
+        store.create("r", b"", {"1": b"page"}, 3)
+        opens = [Barrier("0", 2, then="page 1")]
+        growth = Growth("0", (("0+0", "0.0+0"),), {"0": 1}, 1, {"a": b"added"}, due=("a",))
+        answer = _complete(store, "r", "0.0", barriers=opens, growth=growth)
+        assert (answer.due, answer.pages, answer.remaining) == (("page a",), {"a": b"added"}, 3)
+        assert _read(store, "r").jobs == 4
+        assert not _complete(store, "r", "0.0", barriers=opens, growth=growth).fresh
+        assert _complete(store, "r", "0.1", barriers=opens).due == ()
+        assert _complete(store, "r", "0.0+0", barriers=opens).due == ("page 1",)
+
+    def test_added_branches_take_their_turns(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 3)
+        turns = [Turn("0", f"0.{number}", 2, 2) for number in range(2)]
+        over = [Barrier(turn.member, 1, turn=turn) for turn in turns]
+        _complete(store, "r", "0.0", barriers=over[:1])  # nothing is left to start
+        branches = tuple((f"1+{number}", f"0.1+{number}") for number in range(3))
+        growth = Growth("0", branches, {}, 3, {}, limit=2, width=2)
+        answer = _complete(store, "r", "0.1", barriers=over[1:], growth=growth)
+        assert answer.due == ("page 0/1+0", "page 0/1+1")
+        turn = Turn("0", "0.1+0", 2, 2)
+        answer = _complete(store, "r", "0.1+0", barriers=[Barrier("0.1+0", 1, turn=turn)])
+        assert answer.due == ("page 0/1+2",)
+
     # --- random histories -----------------------------------------------------------------------
 
     def test_random_histories_agree_with_the_rules(self, store: ResultStore) -> None:
@@ -2166,6 +2327,10 @@ def _scan(store: ResultStore, count: int = 100, cursor: str = "") -> list[Summar
     raise AssertionError("scan comes to an end: the last cursor is empty")
 
 
+def _state(store: ResultStore, run: str) -> State:
+    return _read(store, run).state
+
+
 def _begun(
     store: ResultStore,
     run: str,
@@ -2224,6 +2389,8 @@ def _fail(
     settles: Sequence[Settles] = (),
     turns: Sequence[Turn] = (),
     retry: tuple[str, float] | None = None,
+    tolerances: Sequence[Tolerance] = (),
+    stand_in: bytes = b"gone",
 ) -> Failed:
     """What `ResultStore.fail` says; ``due`` in the order of its keys."""
     token = token or uuid.uuid4().hex
@@ -2238,6 +2405,8 @@ def _fail(
         settles=tuple(settles),
         turns=tuple(turns),
         retry=retry,
+        tolerances=tuple(tolerances),
+        stand_in=stand_in,
     )
     found = store.fail(failed)
     return replace(found, due=tuple(sorted(found.due)), pages=dict(found.pages))

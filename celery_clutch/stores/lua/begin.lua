@@ -19,6 +19,9 @@ local function decide()
   if done then
     return {2}
   end
+  if head.state == 'SUCCEEDED' then
+    return {3}
+  end
   if marks[1] then
     local attempt, final = failure_flags(marks[1])
     if final or attempt > number(before) then

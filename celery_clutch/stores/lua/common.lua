@@ -95,10 +95,11 @@ local function drain(event)
   end
 end
 
--- The number in front and the two flags of a failure, and the rest.
+-- The number in front and the two flags of a failure, and the rest. The second flag is '1' if the
+-- job has a result since, '2' if its death is tolerated, else '0'.
 local function failure_flags(failure)
-  local attempt, final, finished, rest = failure:match('^(%d+) ([01]) ([01])(\n.*)$')
-  return number(attempt), final == '1', finished == '1', rest
+  local attempt, final, finished, rest = failure:match('^(%d+) ([01]) ([012])(\n.*)$')
+  return number(attempt), final == '1', finished ~= '0', rest
 end
 
 local function count(head, final, by)
@@ -158,9 +159,12 @@ local function take_turn(event, address, member, limit, width, dead)
       taken = taken + 1
     end
   end
-  redis.call('HSET', MARKS, key, taken + 1)
   if taken < width then
+    redis.call('HSET', MARKS, key, taken + 1)
     put_due(event, 'page ' .. address .. '/' .. taken, event.now)
+  else
+    redis.call('HSET', MARKS, key, taken)
+    redis.call('HINCRBY', MARKS, 'mark:idle ' .. address, 1)
   end
 end
 

@@ -2,7 +2,8 @@
 --       SETTLES, how many barriers, (name, width, then or '', SETTLES, TURN)...,
 --       (key of a change, 1 to set or 0 to delete, value)...
 -- SETTLES is 0, or 1, step, member, width. TURN is 0, or 1, parallel, branch, limit, width.
--- Returns {remaining or -1, fresh, generation, succeeded, settled, due, pages}; nil if locked.
+-- Returns {remaining or -1, fresh, generation, succeeded, settled, due, pages}; nil if locked; 0 where
+-- the rules have to decide: the run is marked so, or all its jobs are done or skipped.
 local head = read_head()
 if not head then
   return {-1, 0, 0, 0, {}, {}, {}}
@@ -74,11 +75,15 @@ local function open(barrier)
   end
 end
 
+local marks = redis.call('HMGET', MARKS, 'failure:' .. address, 'held:' .. address,
+  'barrier:unusual')
+if (marks[3] or head.left == 0) and redis.call('HEXISTS', RESULTS, address) == 0 then
+  return 0
+end
 if redis.call('HSETNX', RESULTS, address, ARGV[5]) == 0 then
   return answer(0, due_of(address))
 end
 event.now = clock()
-local marks = redis.call('HMGET', MARKS, 'failure:' .. address, 'held:' .. address)
 redis.call('HSET', JOBS, address, ARGV[7])
 redis.call('HDEL', LEASES, address)
 if marks[2] then

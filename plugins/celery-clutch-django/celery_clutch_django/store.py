@@ -179,12 +179,19 @@ class DjangoStore(TransactionalStore):
         return found
 
     def transition(
-        self, run: str, sources: Iterable[State], target: State, generation: int
+        self,
+        run: str,
+        sources: Iterable[State],
+        target: State,
+        generation: int,
+        *,
+        retry_tolerated: bool = False,
     ) -> bool:
+        move = partial(super().transition, retry_tolerated=retry_tolerated)
         if target is State.RUNNING:
             with self._connection(), self._starting():
-                return super().transition(run, sources, target, generation)
-        return super().transition(run, sources, target, generation)
+                return move(run, sources, target, generation)
+        return move(run, sources, target, generation)
 
     def prune(self, limit: int = 1000) -> int:
         expired = self._of(Run).filter(prefix=self.options.prefix, expires_at__lte=time.time())
@@ -452,7 +459,7 @@ def _head(columns: Sequence[Any]) -> Head:
 
 def _changes(head: Head) -> dict[str, Any]:
     """The columns of a head that change."""
-    names = ("generation", "remaining", "failing", "dead", "ender", *_TIMES[1:])
+    names = ("generation", "jobs", "remaining", "failing", "dead", "ender", *_TIMES[1:])
     return {"state": head.state.value, **{name: getattr(head, name) for name in names}}
 
 

@@ -36,6 +36,7 @@ from .schema import runs
 from .store import SQLAlchemyStore, replacing
 
 _KEPT = (State.RUNNING, State.SUCCEEDED, State.FAILED)  # a cancelled run as one that failed
+_UNUSUAL = -2  # what remains, as a function says it where the rules have to decide
 _RECHECK = 10.0  # seconds after which a waiting client looks at the state itself
 _OLD = ("42P01", "42703", "42883", "3F000")  # no such table, column, function or schema
 _REFUSED = ("08", "25", "28", "3D", "40", "42501", "53", "54", "55", "57", "58")
@@ -43,7 +44,8 @@ _LOCK = 0x636C75746368  # "clutch"
 
 
 class PostgreSQLStore(SQLAlchemyStore):
-    """`begin`, `complete` and `fail` are one round trip; `wait` listens for the end of a run.
+    """`begin`, `complete` and `fail` are one round trip, for runs and jobs as most are; `wait`
+    listens for the end of a run.
 
     Args:
         url: with ``clutch_listen=0`` in its query, `wait` polls.
@@ -84,6 +86,8 @@ class PostgreSQLStore(SQLAlchemyStore):
     # --- in one round trip --------------------------------------------------------------------
 
     def begin(self, claim: Claim) -> Begun:
+        if claim.unless:
+            return super().begin(claim)
         verdict, held, who = self._call(
             *("begin", claim.run, claim.address, claim.generation, claim.owner, claim.limit),
             *(claim.turn, claim.page, list(claim.receipts), claim.lapsed),
@@ -91,22 +95,30 @@ class PostgreSQLStore(SQLAlchemyStore):
         return Begun(Verdict(verdict), held, who)
 
     def complete(self, done: Completion) -> Completed:
+        if not done.is_usual:
+            return super().complete(done)
         told = {"settles": done.settles, "barriers": done.barriers, "next": done.next}
         remaining, fresh, generation, succeeded, settled, due, keys, pages = self._call(
             *("complete", done.run, done.address, done.value, done.token, done.info),
             *(list(done.changes), list(done.changes.values()), orjson.dumps(told).decode()),
         )
+        if remaining == _UNUSUAL:
+            return super().complete(done)
         found = dict(zip(keys, pages, strict=True))
         return Completed(
             *(remaining, fresh, generation, succeeded, tuple(settled), tuple(due), found)
         )
 
     def fail(self, failed: Attempted) -> Failed:
+        if failed.final and failed.tolerances:
+            return super().fail(failed)
         told = {"settles": failed.settles, "turns": failed.turns, "retry": failed.retry}
         recorded, died, settled, due, keys, pages = self._call(
             *("fail", failed.run, failed.address, failed.generation, failed.failure),
             *(failed.attempt, int(failed.final), failed.token, orjson.dumps(told).decode()),
         )
+        if recorded is None:
+            return super().fail(failed)
         found = dict(zip(keys, pages, strict=True))
         return Failed(recorded, died, tuple(settled), tuple(due), found)
 

@@ -211,8 +211,11 @@ BEGIN
             v_number := v_number + 1;
         END LOOP;
     END IF;
-    PERFORM clutch_put(p_work.id, 'mark', 'taken ' || v_address, (v_number + 1)::text);
-    IF v_number < v_width THEN
+    IF v_number >= v_width THEN
+        PERFORM clutch_put(p_work.id, 'mark', 'taken ' || v_address, v_number::text);
+        PERFORM clutch_add(p_work.id, 'mark', 'idle ' || v_address);
+    ELSE
+        PERFORM clutch_put(p_work.id, 'mark', 'taken ' || v_address, (v_number + 1)::text);
         p_work := clutch_put_due(p_work, 'page ' || v_address || '/' || v_number, p_work.at_time);
     END IF;
     RETURN p_work;
@@ -262,6 +265,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     v_id bigint;
     v_now double precision;
+    v_state text;
     v_flags bigint[];
     v_lease text;
     v_lapses bigint := 0;
@@ -274,7 +278,7 @@ BEGIN
         expires_at = clutch_now(p_now) + clutch_kept(state, p_ttl, p_result_ttl, p_failed_ttl)
     WHERE prefix = p_prefix AND run = p_run AND expires_at > p_now
         AND state <> 'CANCELLED' AND generation = p_generation
-    RETURNING id, updated_at INTO v_id, v_now;
+    RETURNING id, updated_at, state INTO v_id, v_now, v_state;
     IF v_id IS NULL THEN
         RETURN;
     END IF;
@@ -287,6 +291,9 @@ BEGIN
         WHERE run_id = v_id AND kind = 'result' AND key = p_address
     ) THEN
         o_verdict := 2;
+        RETURN;
+    END IF;
+    IF v_state = 'SUCCEEDED' THEN
         RETURN;
     END IF;
     v_flags := clutch_flags(clutch_get(v_id, 'failure', p_address));
@@ -321,6 +328,17 @@ BEGIN
     );
 END $$;
 --;
+-- Whether the rules of the other stores have to decide what a job of the run does.
+CREATE FUNCTION clutch_is_unusual(p_work clutch_work) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN p_work.remaining = 0 OR EXISTS (
+        SELECT FROM clutch_rows
+        WHERE run_id = p_work.id AND kind = 'barrier' AND key = 'unusual'
+    );
+END $$;
+--;
+-- Answers -2 as what remains, and does nothing, if the run is unusual.
 CREATE FUNCTION clutch_complete(
     p_prefix text, p_run text, p_address text, p_value bytea, p_token text, p_info bytea,
     p_keys text[], p_values bytea[], p_told jsonb,
@@ -339,6 +357,13 @@ BEGIN
     o_remaining := -1; o_fresh := false; o_generation := 0; o_succeeded := false;
     o_settled := '{}'; o_due := '{}'; o_keys := '{}'; o_pages := '{}';
     IF v_work.id IS NULL THEN
+        RETURN;
+    END IF;
+    IF clutch_is_unusual(v_work) AND NOT EXISTS (
+        SELECT FROM clutch_rows
+        WHERE run_id = v_work.id AND kind = 'result' AND key = p_address
+    ) THEN
+        o_remaining := -2;
         RETURN;
     END IF;
     INSERT INTO clutch_rows
@@ -409,6 +434,7 @@ BEGIN
     SELECT * INTO o_due, o_keys, o_pages FROM clutch_due(v_work, o_fresh, '');
 END $$;
 --;
+-- Answers null, and does nothing, if the run is unusual.
 CREATE FUNCTION clutch_fail(
     p_prefix text, p_run text, p_address text, p_generation bigint, p_failure bytea,
     p_attempt bigint, p_final bigint, p_token text, p_told jsonb,
@@ -427,6 +453,10 @@ BEGIN
     o_recorded := false; o_died := false;
     o_settled := '{}'; o_due := '{}'; o_keys := '{}'; o_pages := '{}';
     IF v_work.id IS NULL THEN
+        RETURN;
+    END IF;
+    IF clutch_is_unusual(v_work) THEN
+        o_recorded := NULL;
         RETURN;
     END IF;
     DELETE FROM clutch_rows WHERE run_id = v_work.id AND kind = 'lease' AND key = p_address;
