@@ -6,7 +6,7 @@ from typing import Any
 
 from . import sweep as _sweep
 from .build import launch as _launch
-from .build.clutch import Clutch, parallel, series
+from .build.clutch import Clutch, named, parallel, series
 from .build.sequence import Sequence
 from .errors import ClutchError
 from .extend.hookspecs import hookimpl
@@ -30,6 +30,7 @@ __all__ = [
     "State",
     "Status",
     "hookimpl",
+    "named",
     "parallel",
     "previous_results",
     "series",

@@ -6,7 +6,7 @@
     ├── BuildError             what was composed cannot be run
     │   ├── InvalidStep        not a signature, a task, (task, *args) or a clutch (also TypeError)
     │   ├── InvalidParent      ``parent=`` is not a running ClutchTask (also TypeError)
-    │   ├── InvalidName        an id, name or tag too long or with odd characters (also ValueError)
+    │   ├── InvalidName        an id, name or tag that cannot be one, or is taken (also ValueError)
     │   ├── InvalidOption      an option that Celery cannot send with (also ValueError)
     │   ├── InvalidSequence    a `Sequence` class that is not as it has to be (also TypeError)
     │   ├── PlanTooDeep        nested further than a plan may be
@@ -24,11 +24,13 @@
     │   ├── NonJSONResult      a job returned what JSON cannot represent (also TypeError)
     │   ├── NonJSONData        shared data that JSON cannot represent (also TypeError)
     │   ├── ResultTooLarge     a job returned over ``clutch_max_result_bytes`` (also ValueError)
-    │   └── MissingResult      a result is not in the store; it says why (also LookupError)
+    │   ├── MissingResult      a result is not in the store; it says why (also LookupError)
+    │   └── NotPreceding       a job reads what need not be there yet (also LookupError)
     ├── JobLost                a job ended without an outcome (ignored, given up, its worker gone)
     ├── NestedClutchFailed     a clutch nested in a running job has failed
     └── RunError
         ├── UnknownAddress     the plan of the run has no such address (also LookupError)
+        │   └── UnknownName    no step of the run has this name (also KeyError)
         ├── RunNotFound        no such run: never engaged, forgotten or expired (also LookupError)
         ├── AlreadyEngaged     a run with this id exists
         ├── ClutchFailed       ``get`` on a run that has failed; carries ``failures``
@@ -65,7 +67,8 @@ class InvalidParent(BuildError, TypeError):
 
 
 class InvalidName(BuildError, ValueError):
-    """An id, name or tag has characters, or a length, that are not allowed."""
+    """An id, name or tag has characters, or a length, that are not allowed, or two steps have one
+    name."""
 
 
 class InvalidOption(BuildError, ValueError):
@@ -141,6 +144,10 @@ class MissingResult(ResultError, LookupError):
     """A result is not in the store; the message says why."""
 
 
+class NotPreceding(ResultError, LookupError):
+    """A job reads the result of a named step that does not certainly precede it."""
+
+
 class JobLost(ClutchError):
     """A job ended without an outcome: its worker went away, or it ignored itself."""
 
@@ -159,6 +166,12 @@ class RunNotFound(RunError, LookupError):
 
 class UnknownAddress(RunError, LookupError):
     """The plan of the run has no such address."""
+
+
+class UnknownName(UnknownAddress, KeyError):
+    """No step of the run has this name."""
+
+    __str__ = Exception.__str__  # that of KeyError puts the message in quotes
 
 
 class AlreadyEngaged(RunError):

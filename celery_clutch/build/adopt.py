@@ -197,8 +197,9 @@ def _without_previous(node: Node) -> Node:
         return replace(node, prepend=False)
     if isinstance(node, Series):
         first, *rest = node.steps
-        return Series((_without_previous(first), *rest), node.scope)
-    return plan.parallel(map(_without_previous, node.branches), node.scope, node.limit)
+        return replace(node, steps=(_without_previous(first), *rest))
+    branches = map(_without_previous, node.branches)
+    return plan.parallel(branches, node.scope, node.limit, node.name)
 
 
 def _own(sig: Signature) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeAlias, overload
@@ -28,7 +29,7 @@ from ..errors import (
 )
 from ..extend.plugins import runtime
 from ..handle.result import ClutchResult
-from ..model import graph, plan
+from ..model import graph, names, plan
 from ..model.codec import check_key, decode_plan, encode_data, encode_plan
 from ..model.data import Data
 from ..model.plan import Branches, Job, Node, Parallel, Scope, Series
@@ -104,11 +105,15 @@ class Clutch:
         self._app = app
         # The steps collected by the clutch itself and by each block that is open.
         self._open: list[list[Node] | Branches] = [[]]
+        # Where the step is, as the last one, that named() names; None: it names all of them.
+        self._last: list[Node] | Branches | None = None
+        self._step_name = ""  # of all steps together, as a step of another clutch
         self._inner_data: dict[str, Any] = {}  # of the clutches that are steps of this one
         self._waiting: list[_Block] = []  # the blocks that were made, and not entered
         self._note_nested()
         for step in steps:
             self << step
+        self._last = None
 
     @classmethod
     def from_canvas(cls, sig: Signature, **options: Any) -> Clutch:
@@ -126,6 +131,7 @@ class Clutch:
         if clutch._app is None:
             clutch._app = sig.app
         clutch._open[0] = list(plan.series([clutch._canvas(sig)]).steps)
+        clutch._last = None
         return clutch
 
     # --- composing ------------------------------------------------------------------------
@@ -139,7 +145,7 @@ class Clutch:
                 SyntaxWarning,
                 stacklevel=2,
             )
-        self._open[-1].append(self._node(step))
+        self._append(self._node(step))
         return self
 
     @overload
@@ -154,27 +160,62 @@ class Clutch:
             task = task.s(*args, **kwargs)
         return self.__lshift__(task)
 
-    def parallel(self, *, max_concurrency: int | None = None) -> AbstractContextManager[Clutch]:
+    def named(self, name: str) -> Clutch:
+        """Give the step that was added last a name: by ``add`` or ``<<``, or a block that has
+        ended. If all steps came with the constructor or a function, all of them together get it,
+        as a step of another clutch.
+
+        Jobs that come later read the step's result as ``self.results[name]``, everybody as
+        ``run.results(name)``. Of what adds no step, as an empty block does, there is no name.
+
+        Raises:
+            InvalidName: *name* is not 1 to 200 printable characters, or reads as an address.
+            BuildError: nothing was added to the block that is open.
+        """
+        names.check(name)
+        if len(self._open) > 1 and not len(self._open[-1]):
+            raise BuildError(
+                f"named({name!r}) in a block names the step that was added last, and none was: "
+                "the block itself gets its name as parallel(name=...) or series(name=...)"
+            )
+        if self._last is None:
+            self._step_name = name
+        elif isinstance(self._last, Branches):
+            self._last.name_last(name)
+        elif self._last:
+            self._last[-1] = plan.with_name(self._last[-1], name)
+        return self
+
+    def parallel(
+        self, *, max_concurrency: int | None = None, name: str | None = None
+    ) -> AbstractContextManager[Clutch]:
         """A block whose steps run side by side; together they are one step. Empty, it adds none.
 
         With *max_concurrency* at most so many of them are under way at a time, over all workers.
+        *name* is as for `named`.
 
         Raises:
             BuildError: *max_concurrency* is not a number of at least 1.
+            InvalidName: see `named`.
         """
         limit = _checked_limit(max_concurrency)
-        make = partial(plan.parallel, limit=limit)
+        make = partial(plan.parallel, limit=limit, name=_name(name))
         return _Block(self, "parallel", Branches(), make)
 
-    def series(self) -> AbstractContextManager[Clutch]:
-        """A block whose steps run one after another: a branch of its own inside ``parallel()``."""
-        return _Block(self, "series", [], plan.series)
+    def series(self, *, name: str | None = None) -> AbstractContextManager[Clutch]:
+        """A block whose steps run one after another: a branch of its own inside ``parallel()``.
+
+        *name* is as for `named`.
+        """
+        return _Block(self, "series", [], partial(plan.series, name=_name(name)))
 
     def clear(self) -> Clutch:
         """Remove all steps; settings stay."""
         if len(self._open) > 1:
             raise BuildError("clear() inside an open parallel() or series() block")
         self._open = [[]]
+        self._last = None
+        self._step_name = ""
         self._inner_data = {}
         self._waiting = []
         return self
@@ -189,7 +230,7 @@ class Clutch:
     @property
     def plan(self) -> Series:
         """What has been composed, as a frozen plan."""
-        return plan.series(self._open[0], self._scope())
+        return replace(self._steps(), scope=self._scope())
 
     # --- running --------------------------------------------------------------------------
 
@@ -264,8 +305,8 @@ class Clutch:
         An object with ``clutch``, the steps, and where they are set ``name``, ``tags``, ``data``
         and ``expires``. A step is ``{"task": name, "args": [], "kwargs": {}, "options": {}}``,
         ``{"series": [...]}`` or ``{"parallel": [...], "limit": max_concurrency}``; the latter two
-        may have a ``scope`` with ``queue`` and handlers. ``prepend`` is Celery's rule for mutable
-        signatures (`from_canvas`).
+        may have a ``scope`` with ``queue`` and handlers, each of them a ``name``. ``prepend`` is
+        Celery's rule for mutable signatures (`from_canvas`).
 
         Raises:
             NonJSONArgument, NonJSONData: naming what JSON cannot carry.
@@ -304,8 +345,10 @@ class Clutch:
     def _adopt(self, node: Node) -> None:
         """Let the steps be those of *node*, and what is not set be as set there."""
         self._open[0] = list(node.steps) if isinstance(node, Series) else [node]
+        self._last = None
         if not isinstance(node, Series):
             return
+        self._step_name = node.name
         if self.queue is None:
             self.queue = node.scope.queue
         for kind in ("on_failure", "on_success", "on_death"):
@@ -332,13 +375,30 @@ class Clutch:
 
     def __str__(self) -> str:
         title = f"Clutch {self.name!r}" if self.name else "Clutch"
-        return "\n".join([title, *_tree(plan.series(self._open[0]), "", "")])
+        return "\n".join([title, *_tree(self._steps(), "", "")])
 
     def _repr_html_(self) -> str:
         """The clutch drawn, for notebooks."""
-        return graph.html(plan.series(self._open[0]), f"Clutch {self.name or ''}".strip())
+        return graph.html(self._steps(), f"Clutch {self.name or ''}".strip())
 
     # --- private --------------------------------------------------------------------------
+
+    def _steps(self) -> Series:
+        """What has been composed, without what is set for it."""
+        root, name = plan.series(self._open[0]), self._step_name
+        if not name:
+            return root
+        if len(root.steps) == 1:
+            return Series((plan.with_name(root.steps[0], name),))
+        return replace(root, name=name)
+
+    def _append(self, node: Node) -> None:
+        """Add a step, to the innermost open block."""
+        nodes = self._open[-1]
+        before = len(nodes)
+        if node.size:
+            nodes.append(node)
+        self._last = nodes if len(nodes) > before else []
 
     def _all_data(self) -> dict[str, Any]:
         """The clutch's data, and that of the clutches in it."""
@@ -495,26 +555,41 @@ class _Block:
         self.clutch._open.pop()
         if exc is not None:
             return
-        node = self._make(self._nodes)
-        if node.size:
-            self.clutch._open[-1].append(node)
+        self.clutch._append(self._make(self._nodes))
 
 
-def series(*steps: Step | Iterable[Step]) -> Clutch:
-    """A clutch of *steps* one after another; takes arguments or one iterable."""
-    return Clutch(*_listed(steps))
+def series(*steps: Step | Iterable[Step], name: str | None = None) -> Clutch:
+    """A clutch of *steps* one after another; takes arguments or one iterable.
+
+    *name* is that of all of them as a step, as `Clutch.named` gives it.
+    """
+    clutch = Clutch(*_listed(steps))
+    return clutch if name is None else clutch.named(name)
 
 
-def parallel(*steps: Step | Iterable[Step], max_concurrency: int | None = None) -> Clutch:
+def parallel(
+    *steps: Step | Iterable[Step], max_concurrency: int | None = None, name: str | None = None
+) -> Clutch:
     """A clutch of one step, in which *steps* run side by side; takes arguments or one iterable.
 
-    *max_concurrency* is as for `Clutch.parallel`.
+    *max_concurrency* and *name* are as for `Clutch.parallel`.
     """
     clutch = Clutch()
-    with clutch.parallel(max_concurrency=max_concurrency):
+    with clutch.parallel(max_concurrency=max_concurrency, name=name):
         for step in _listed(steps):
             clutch << step
+    clutch._last = None
     return clutch
+
+
+def named(step: Step, name: str) -> Clutch:
+    """*step* as one with a name; see `Clutch.named`.
+
+    Raises:
+        InvalidStep: it is not a step.
+        InvalidName: *name* is not 1 to 200 printable characters, or reads as an address.
+    """
+    return Clutch(step).named(name)
 
 
 def _is_iterable(value: Any) -> bool:
@@ -551,7 +626,7 @@ def _nested_in(attempt: Attempt, root: Series, shares: bool) -> tuple[Series, re
     parent = record.Parent(
         header.to_dict(), attempt.task, str(attempt.request.id), attempt.number, quiet, shares
     )
-    return Series(root.steps, scope), parent
+    return replace(root, scope=scope), parent
 
 
 def _handler(kind: str, handler: Any) -> dict[str, Any] | None:
@@ -576,6 +651,11 @@ def _checked_name(kind: str, value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= 200 or not value.isprintable():
         raise InvalidName(f"{_short(value)} cannot be a {kind}: use 1 to 200 printable characters")
     return value
+
+
+def _name(value: str | None) -> str:
+    """The name of a block; "" for None."""
+    return "" if value is None else names.check(value)
 
 
 def _checked_limit(value: Any) -> int | None:
@@ -609,10 +689,11 @@ def _tree(node: Node, address: str, indent: str) -> Iterator[str]:
         if isinstance(child, Job):
             values = [repr(arg) for arg in child.args]
             values += [f"{key}={value!r}" for key, value in child.kwargs.items()]
-            label = f"{child.task}({', '.join(values)})"
+            what = f"{child.task}({', '.join(values)})"
         else:
-            label = "parallel" if isinstance(child, Parallel) else "series"
-            if isinstance(child, Parallel) and child.limit is not None:
-                label += f", {child.limit} at a time"
-        yield f"{indent}{'└─ ' if last else '├─ '}{at} {label}"
+            what = "parallel" if isinstance(child, Parallel) else "series"
+        label = names.label(child.name, at, what)
+        if isinstance(child, Parallel) and child.limit is not None:
+            label += f", {child.limit} at a time"
+        yield f"{indent}{'└─ ' if last else '├─ '}{label}"
         yield from _tree(child, at, indent + ("   " if last else "│  "))

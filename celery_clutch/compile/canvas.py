@@ -24,9 +24,10 @@ from .. import signals
 from ..errors import MissingResult, NonJSONArgument
 from ..extend import observers
 from ..extend.plugins import runtime
-from ..model import codec, plan, shape
+from ..model import codec, names, plan, shape
 from ..model.data import difference
 from ..model.events import Engaged
+from ..model.names import Names
 from ..model.plan import Scope, Series
 from ..model.status import State, isoformat
 from ..stores.base import Missing, ResultStore
@@ -42,6 +43,8 @@ ON_ERROR = "celery_clutch.on_error"
 
 PLAN = "plan"
 """The key under which the whole plan is stored beside its pages."""
+NAMES = "names"
+"""The key under which the names of steps are stored, if there are any."""
 DATA = "data"
 """The key under which a nested run keeps the shared data as it was at its start."""
 
@@ -326,6 +329,7 @@ def prepare(
     Raises:
         NonJSONArgument: naming the job and the path.
         InvalidStep, InvalidOption: a job that Celery would not send, or its task not take.
+        InvalidName: a name that no step can have, or that two have.
     """
     own = runtime(app)
     tally = observers.heard(own, signals.clutch_step_settled)
@@ -348,6 +352,8 @@ def prepare(
     _check_handlers(cut.scopes)
     jobs.warn()
     encoded[PLAN] = pages.compress(plan.dumps(root, encode))
+    if cut.names:
+        encoded[NAMES] = pages.compress(names.dumps(cut.names))
     prepared = Prepared(app, run or uuid(), meta, cut, encoded, data or {})
     if context := observers.context(own, prepared.engaged()):
         prepared.meta = replace(meta, context=context)
@@ -364,6 +370,12 @@ def load_page(store: ResultStore, run: str, key: str) -> tuple[Start, ...]:
     if data is Missing:
         raise MissingResult(f"page {key} of run {run} is not in the store")
     return pages.loads(data)
+
+
+def load_names(store: ResultStore, run: str) -> Names:
+    """The names of the steps of a run; one round trip. None of a run that is gone."""
+    data = store.patiently(store.page, run, NAMES)
+    return {} if data is Missing else names.loads(pages.decompress(data))
 
 
 def _check_handlers(scopes: Mapping[str, Scope]) -> None:

@@ -26,7 +26,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import CorruptRecord
-from ..model import codec
+from ..model import codec, names
+from ..model.names import Named
 from ..model.plan import Job, JobEncoder, Node, Parallel, Scope, Series, job_from_json, join
 from ..model.shape import Shape, checked, ends, shape
 from ..stores.base import Barrier, Settles, Turn
@@ -100,6 +101,7 @@ class Pages:
         jobs: how many jobs there are.
         last: the shape of the last step.
         scopes: the scopes in force, by the address of their subtree; "" is the whole plan.
+        names: the steps that have a name.
     """
 
     first: tuple[Start, ...] = ()
@@ -107,6 +109,7 @@ class Pages:
     jobs: int = 0
     last: Shape = ""
     scopes: dict[str, Scope] = field(default_factory=dict)
+    names: dict[str, Named] = field(default_factory=dict)
 
 
 Keep = Callable[[str, tuple[Start, ...]], None]
@@ -125,9 +128,13 @@ def paginate(
             ``WIDTH * WIDTH``.
         keep: gets each page as soon as it is complete, so that the pages of a wide plan are never
             all in memory.
+
+    Raises:
+        InvalidName: a name that no step can have, or that two have.
     """
     out = Pages(last=shape(root, "") if root.steps else "", scopes={"": root.scope})
     cutter = _Cutter(out, tally, window, keep or out.pages.__setitem__)
+    cutter.note(root, "", _Place(root.scope))
     starts = cutter.steps(root, "", _Place(root.scope))
     out.first = cutter.fit(starts)
     cutter.keep(ROOT, out.first)
@@ -139,7 +146,7 @@ class _Place:
     """What is around a node.
 
     ``direct``: a job here is a step of its own for ``on_failure``. ``headers``: those of chords
-    with errbacks that it is in.
+    with errbacks that it is in. ``parallels``: the addresses of those that it is in.
     """
 
     scope: Scope
@@ -149,6 +156,7 @@ class _Place:
     narrow: tuple[Turn, ...] = ()
     direct: bool = True
     headers: tuple[str, ...] = ()
+    parallels: tuple[str, ...] = ()
 
 
 class _Cutter:
@@ -168,6 +176,7 @@ class _Cutter:
         """What starts *node*; what comes later is in further pages."""
         if isinstance(node, Job):
             return [(self.item(node, at, place),)]
+        self.note(node, at, place)
         if node.scope:
             place = self.enter(node, at, place)
         if isinstance(node, Series):
@@ -175,6 +184,12 @@ class _Cutter:
         if node.limit is not None and node.limit < len(node.branches):
             return [self.narrow(node, node.limit, at, place)]
         return self.branches(node, at, place)
+
+    def note(self, node: Node, at: str, place: _Place) -> None:
+        """Note the name of *node*, if it has one."""
+        if node.name and node.size:
+            names.check(node.name)
+            names.add(self.out.names, node.name, Named(at, shape(node, at), place.parallels))
 
     def enter(self, node: Series | Parallel, at: str, place: _Place) -> _Place:
         """The place inside *node*, which has a scope of its own."""
@@ -245,9 +260,11 @@ class _Cutter:
             settles=f"{at}*{width} {place.settles}".strip(),
             narrow=(turn, *place.narrow) if turn else place.narrow,
             direct=False,
+            parallels=(*place.parallels, at),
         )
 
     def item(self, job: Job, at: str, place: _Place) -> Item:
+        self.note(job, at, place)
         if place.scope.queue:
             job = _routed(job, place.scope.queue)
         settles = f"{at}*1 {place.settles}".strip() if place.direct else place.settles
@@ -326,7 +343,7 @@ def _to_follow(starts: Sequence[Start]) -> Chain:
 
 def _routed(job: Job, queue: str) -> Job:
     options = {k: v for k, v in job.options.items() if k not in ("exchange", "routing_key")}
-    return Job(job.task, job.args, job.kwargs, {**options, "queue": queue}, job.plain, job.prepend)
+    return replace(job, options={**options, "queue": queue})
 
 
 def _weight(start: Start) -> int:

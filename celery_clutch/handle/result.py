@@ -24,7 +24,7 @@ from ..errors import (
     UnknownAddress,
 )
 from ..extend.plugins import runtime
-from ..model import codec, graph, plan, shape
+from ..model import codec, graph, names, plan, shape
 from ..model.reason import Reason
 from ..model.status import Failure, Progress, State, Status
 from ..runtime import engage, journal, workers
@@ -185,7 +185,8 @@ class ClutchResult:
         return await asyncio.to_thread(self._ended, outline, timeout, propagate)
 
     def results(self, address: str | None = None) -> Any:
-        """The result at *address*; of the last step, as a list, without one.
+        """The result at *address*, which may be the name of a step, too; of the last step, as a
+        list, without one.
 
         That of a job is its value, that of a parallel the list of its branches' values, that of a
         series (and of a branch) the value of its last step.
@@ -193,15 +194,25 @@ class ClutchResult:
         Raises:
             MissingResult: it is not there yet, its job is dead, or the store has lost it; the
                 message says which.
-            UnknownAddress: the plan has no such address.
+            UnknownAddress: the plan has no such address, or (UnknownName) no step this name.
         """
         found = self.record()
         if address is None:
             members = shape.members(record.Meta.loads(found.meta).last)
             return canvas.read_members(self._store, self.id, members)
-        wanted = shape.shape(_locate(self.plan(), address), address)
+        wanted = self._shape_of(address)
         (value,) = canvas.read_members(self._store, self.id, [wanted])
         return value
+
+    def _shape_of(self, step: str) -> shape.Shape:
+        """The shape of the step with this address or name."""
+        if not isinstance(step, str) or names.is_address(step):
+            return shape.shape(_locate(self.plan(), step), step)
+        known = canvas.load_names(self._store, self.id)
+        if step not in known:
+            hint = ", and an address is a string such as '0' or '1.2'"
+            raise names.unknown(step, known, hint)
+        return known[step].shape
 
     def plan(self) -> plan.Series:
         """The plan the run was engaged with."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from ..compile import record
-from ..model import plan
+from ..model import names, plan
 from ..model.graph import TIMES, WIDE, counts, kind_of, overall, printable
 from ..model.plan import Job, Series
 from ..model.status import Failure, State, Status, isoformat
@@ -53,6 +53,7 @@ class Node(NamedTuple):  # made by the hundred thousand, which takes a dataclass
         call: the arguments of a job, as they are written in a call.
         below: its steps or branches.
         nested: the runs that a job waits for.
+        name: that of the step, "" if it has none.
     """
 
     address: str
@@ -67,6 +68,7 @@ class Node(NamedTuple):  # made by the hundred thousand, which takes a dataclass
     call: str = ""
     below: tuple[Node, ...] = ()
     nested: tuple[Tree, ...] = ()
+    name: str = ""
 
     def timing(self) -> tuple[int | None, float | None, float | None]:
         """The number of the attempt, when it started (seconds since the epoch), and how long it
@@ -92,6 +94,7 @@ class Node(NamedTuple):  # made by the hundred thousand, which takes a dataclass
         attempt, started, seconds = self.timing()
         return {
             "address": self.address,
+            "name": self.name or None,
             "kind": self.kind,
             "task": self.task or None,
             "state": self.state,
@@ -205,6 +208,7 @@ def build(
             retry_at=retry_at,
             call=_call(job),
             nested=inside,
+            name=job.name,
         )
         attempt, started, seconds = node.timing()
         if started is None:
@@ -235,7 +239,11 @@ def build(
                 states.update(each.states)
         failure = failures.get(address)
         state = "dead" if failure else overall(states)
-        made = Node(address, kind_of(node), "", state, states, NEVER, failure, below=tuple(below))
+        made = Node(
+            *(address, kind_of(node), "", state, states, NEVER, failure),
+            below=tuple(below),
+            name=node.name,
+        )
         return made, _last(ends) if isinstance(node, plan.Parallel) else ready
 
     return Tree(status, root, build_node("", root, found.created_at)[0])
@@ -287,9 +295,10 @@ def lines(
     """
 
     def line(node: Node) -> Line:
-        label = f"{node.address} {node.task or node.kind}"
+        what = node.task or node.kind
         if arguments and node.kind == "job":
-            label += f"({_cut(node.call)})"
+            what += f"({_cut(node.call)})"
+        label = names.label(node.name, node.address, what)
         notes = _notes(node, now)
         if node.kind == "parallel" and len(node.below) > wide:
             label += f" {TIMES} {len(node.below):,}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..compile import record as records
-from ..model import plan
+from ..model import names, plan
 from ..model.plan import Job, Parallel, Scope
 from ..model.reason import Reason
 from ..model.status import Failure, State
@@ -131,8 +131,11 @@ class _Why:
             if key.startswith("job ") and (due.since > self.now or self._is_news(key, due))
         }
         self.tasks: dict[str, str] = {}
+        self.names: dict[str, str] = {}
         if snapshot.tree is not None:
-            self.tasks = {node.address: node.task for node in snapshot.tree.walk() if node.task}
+            nodes = list(snapshot.tree.walk())
+            self.tasks = {node.address: node.task for node in nodes if node.task}
+            self.names = {node.address: node.name for node in nodes if node.name}
 
     def reasons(self) -> list[Reason]:
         found = [*self._ended()]
@@ -424,7 +427,8 @@ class _Why:
                 return "the first messages are due"
             return f"the messages of what follows {self._job(due.cause)} are due"
         if kind in _HANDLERS:
-            where = f" of step {rest}" if rest and kind == "failure" else ""
+            step = names.label(self.names.get(rest, ""), rest, "")
+            where = f" of step {step}" if rest and kind == "failure" else ""
             return f"{_HANDLERS[kind]}{where} is due"
         if kind == "nested":
             return f"the start of the nested run {rest} is due"
@@ -487,9 +491,13 @@ class _Why:
     def _job(self, address: str, task: str = "") -> str:
         if address.startswith("page "):
             return "what follows"
-        return f"job {address} {task or self.tasks.get(address, '')}".rstrip()
+        name, task = self.names.get(address, ""), task or self.tasks.get(address, "")
+        return f"job {names.label(name, address, task)}"
 
     def _jobs(self, jobs: Sequence[Pending], *, named: bool = True) -> str:
+        if len(jobs) == 1:
+            only = jobs[0]
+            return f"job {names.label(only.job.name, only.address, only.job.task * named)}"
         addresses = [each.address for each in jobs]
         tasks = sorted({each.job.task for each in jobs}) if named else []
         some = ", ".join(addresses[:3])
@@ -498,7 +506,7 @@ class _Why:
         elif len(addresses) > 3:
             some = f"({len(addresses):,}) {some}, ..."
         name = f" {', '.join(tasks[:3])}" if tasks else ""
-        return f"{_verb(jobs, 'job', 'jobs')} {some}{name}"
+        return f"jobs {some}{name}"
 
     def _swept(self, due: Due | None = None) -> str:
         if not self.snapshot.sweeps:

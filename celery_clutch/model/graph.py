@@ -18,6 +18,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import TypeVar
 
+from .names import label as named
 from .plan import Job, Node, Parallel, Series, children, join
 
 T = TypeVar("T")
@@ -182,7 +183,8 @@ def printable(value: str) -> str:
 def _box(node: Node, at: Sequence[str], shown: str, look: _Look) -> Box:
     """The nodes at the addresses *at*, which are like *node*, in one box; they go by *shown*."""
     states, wide = look.states, look.wide
-    label = f"{shown} {node.task}" if isinstance(node, Job) else f"{shown} {kind_of(node)}"
+    what = node.task if isinstance(node, Job) else kind_of(node)
+    label = named(node.name if len(at) == 1 else "", shown, what)
     if isinstance(node, Parallel) and node.limit:
         label += f", {node.limit:,} at a time"
     if isinstance(node, Job):
@@ -205,7 +207,7 @@ def _box(node: Node, at: Sequence[str], shown: str, look: _Look) -> Box:
     total: Counter[str] = Counter()
     for each in inner:
         total.update(each.states)
-    return Box(at[0], kind_of(node), label, total, tuple(inner))
+    return Box(at[0], kind_of(node), printable(label), total, tuple(inner))
 
 
 def _nested_box(at: str, title: str, root: Series, look: _Look) -> Box:

@@ -41,6 +41,11 @@ class Packed(Sequence[T], Generic[T]):
             self._last = []
         self._last.append(value)
 
+    def amend(self, change: Callable[[T], T]) -> T:
+        """Put something else in the place of the last element; what it is."""
+        self._last[-1] = change(self._last[-1])
+        return self._last[-1]
+
     def parts(self) -> Iterator[bytes]:
         """The elements as JSON, many at a time, with commas between them.
 

@@ -7,7 +7,7 @@ for life. The root is a `Series`; its steps have the addresses ``"0"``, ``"1"`` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orjson import Fragment
@@ -60,7 +60,7 @@ class Job:
 
     ``plain`` says that the task is not known to be a ClutchTask, so that an internal task behind it
     has to collect its value. ``prepend`` says that the previous result goes before ``args``, as
-    Celery does for a mutable signature.
+    Celery does for a mutable signature. ``name`` is that of the step, "" if it has none.
     """
 
     task: str
@@ -69,6 +69,7 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     plain: bool = False
     prepend: bool = False
+    name: str = ""
 
     size = 1
     depth = 0
@@ -80,6 +81,7 @@ class Series:
 
     steps: tuple[Node, ...] = ()
     scope: Scope = Scope()
+    name: str = ""
     size: int = field(init=False, compare=False, repr=False)
     depth: int = field(init=False, compare=False, repr=False)
 
@@ -95,6 +97,7 @@ class Parallel:
     branches: tuple[Node, ...] | Branches = ()
     scope: Scope = Scope()
     limit: int | None = None
+    name: str = ""
     size: int = field(init=False, compare=False, repr=False)
     depth: int = field(init=False, compare=False, repr=False)
 
@@ -130,24 +133,32 @@ class Branches(Packed[Node]):
         self.depth = max(self.depth, branch.depth)
         self.only_jobs = self.only_jobs and isinstance(branch, Job)
 
+    def name_last(self, name: str) -> None:
+        """Give the branch that was added last a name."""
+        branch = self.amend(lambda last: with_name(last, name))
+        self.depth = max(self.depth, branch.depth)
+        self.only_jobs = self.only_jobs and isinstance(branch, Job)
+
     def all(self) -> tuple[Node, ...] | Branches:
         """What a plan is made of: a few are a tuple."""
         return tuple(self) if len(self) <= TOGETHER else self
 
 
-def series(nodes: Iterable[Node], scope: Scope = Scope()) -> Series:
-    """A series of *nodes*: series inside it are flattened (unless they have a scope of their own),
-    and what is empty is left out."""
+def series(nodes: Iterable[Node], scope: Scope = Scope(), name: str = "") -> Series:
+    """A series of *nodes*: series inside it are flattened (unless they have a name, or a scope of
+    their own), and what is empty is left out."""
     steps: list[Node] = []
     for node in nodes:
-        if isinstance(node, Series) and not node.scope:
+        if isinstance(node, Series) and not node.scope and not node.name:
             steps.extend(node.steps)
         elif node.size:
             steps.append(node)
-    return Series(tuple(steps), scope)
+    return Series(tuple(steps), scope, name)
 
 
-def parallel(nodes: Iterable[Node], scope: Scope = Scope(), limit: int | None = None) -> Parallel:
+def parallel(
+    nodes: Iterable[Node], scope: Scope = Scope(), limit: int | None = None, name: str = ""
+) -> Parallel:
     """A parallel of *nodes*; empty branches are left out, one branch stays a parallel of one.
 
     A series of one step is the step itself. *nodes* are taken one by one.
@@ -156,13 +167,18 @@ def parallel(nodes: Iterable[Node], scope: Scope = Scope(), limit: int | None = 
     if branches is not nodes:
         for node in nodes:
             branches.append(node)
-    return Parallel(branches.all(), scope, limit)
+    return Parallel(branches.all(), scope, limit, name)
+
+
+def with_name(node: Node, name: str) -> Node:
+    """*node* with a name; one that has a name already keeps it, in a series of its own."""
+    return Series((node,), name=name) if node.name else replace(node, name=name)
 
 
 def _unwrap(node: Node) -> Node:
-    if isinstance(node, Series) and len(node.steps) == 1 and not node.scope:
-        return node.steps[0]
-    return node
+    if not isinstance(node, Series) or len(node.steps) != 1 or node.scope:
+        return node
+    return with_name(node.steps[0], node.name) if node.name else node.steps[0]
 
 
 def children(node: Node) -> Sequence[Node]:
@@ -243,7 +259,11 @@ def to_dict(node: Node) -> dict[str, Any]:
         for name in ("args", "kwargs", "options"):
             if value := getattr(node, name):
                 data[name] = value
-        return {**data, "prepend": True} if node.prepend else data
+        if node.prepend:
+            data["prepend"] = True
+        if node.name:
+            data["name"] = node.name
+        return data
     return {_kind(node): [to_dict(child) for child in children(node)], **_settings(node)}
 
 
@@ -256,24 +276,28 @@ def from_dict(data: Any, is_plain: Callable[[str], bool]) -> Node:
     kinds = [kind for kind in ("task", "series", "parallel") if kind in data]
     if len(kinds) != 1:
         raise ValueError(f"{data!r:.80} has to have one of: task, series, parallel")
-    unknown = set(data) - {*kinds, "args", "kwargs", "options", "prepend", "scope", "limit"}
+    known = {*kinds, "name", "args", "kwargs", "options", "prepend", "scope", "limit"}
+    unknown = set(data) - known
     if unknown:
         raise ValueError(f"{data!r:.80} has unknown keys: {', '.join(sorted(unknown))}")
+    name = data.get("name", "")
+    if not isinstance(name, str):
+        raise ValueError(f"{name!r:.80} is not the name of a step")
     if kinds == ["task"]:
-        name = data["task"]
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"{name!r} is not the name of a task")
+        task = data["task"]
+        if not isinstance(task, str) or not task:
+            raise ValueError(f"{task!r} is not the name of a task")
         args, kwargs = tuple(data.get("args") or ()), dict(data.get("kwargs") or {})
         options = dict(data.get("options") or {})
-        return Job(name, args, kwargs, options, is_plain(name), bool(data.get("prepend")))
+        return Job(task, args, kwargs, options, is_plain(task), bool(data.get("prepend")), name)
     nodes = [from_dict(child, is_plain) for child in data[kinds[0]]]
     scope = _scope_from_dict(data.get("scope", {}))
     if kinds == ["series"]:
-        return series(nodes, scope)
+        return series(nodes, scope, name)
     limit = data.get("limit")
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ValueError(f"limit is a number of at least 1, not {limit!r}")
-    return parallel(nodes, scope, limit)
+    return parallel(nodes, scope, limit, name)
 
 
 def _scope_from_dict(data: Mapping[str, Any]) -> Scope:
@@ -316,7 +340,8 @@ def scope_to_json(scope: Scope) -> dict[str, Any]:
 
 def _to_json(node: Node, encode: JobEncoder) -> dict[str, Any]:
     if isinstance(node, Job):
-        return {"job": encode(node)}
+        job: dict[str, Any] = {"job": encode(node)}
+        return {**job, "name": node.name} if node.name else job
     below = children(node)
     data: dict[str, Any] = {}
     if isinstance(below, Branches):
@@ -340,17 +365,23 @@ def _settings(node: Series | Parallel) -> dict[str, Any]:
         data["scope"] = scope_to_json(node.scope)
     if isinstance(node, Parallel) and node.limit is not None:
         data["limit"] = node.limit
+    if node.name:
+        data["name"] = node.name
     return data
 
 
 def _from_json(data: dict[str, Any]) -> Node:
+    name = data.get("name", "")
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r:.80} is not the name of a step")
     if "job" in data:
-        return job_from_json(data["job"])
+        job = job_from_json(data["job"])
+        return replace(job, name=name) if name else job
     scope = Scope(**data.get("scope", {}))
     if "series" in data:
-        return Series(tuple(_from_json(child) for child in data["series"]), scope)
+        return Series(tuple(_from_json(child) for child in data["series"]), scope, name)
     branches = tuple(_from_json(child) for child in data["parallel"])
-    return Parallel(branches, scope, data.get("limit"))
+    return Parallel(branches, scope, data.get("limit"), name)
 
 
 def _dumps(node: Node) -> bytes:

@@ -18,6 +18,8 @@ from ..extend.plugins import runtime
 from ..model import codec
 from ..model.data import Data
 from ..model.events import JobStarted
+from ..model.names import Names, Results
+from ..model.shape import Shape
 from ..model.status import State, isoformat
 from ..stores.base import Begun, Claim, Completed, Missing, ResultStore, Verdict
 from . import advance, journal, leases
@@ -52,6 +54,7 @@ class Attempt:
         self.started = time.time()
         self._clock = time.perf_counter()
         self._data: Data | None = None
+        self._results: Results | None = None
 
     @property
     def store(self) -> ResultStore:
@@ -75,6 +78,28 @@ class Attempt:
         except StoreUnavailable as exc:
             self.away = exc
             raise
+
+    @property
+    def results(self) -> Results:
+        """The values of named steps."""
+        if self._results is None:
+            self._results = Results(self._load_names, self._read, self.header.at)
+        return self._results
+
+    def _load_names(self) -> Names:
+        try:
+            return canvas.load_names(self.store, self.header.run)
+        except StoreUnavailable as exc:
+            self.away = exc
+            raise
+
+    def _read(self, of: Shape) -> Any:
+        try:
+            (value,) = canvas.read_members(self.store, self.header.run, [of], existed=True)
+        except StoreUnavailable as exc:
+            self.away = exc
+            raise
+        return value
 
     def outcome(self, value: Any) -> record.Held:
         """What the job has returned, and what it has changed.

@@ -26,7 +26,7 @@ from . import journal
 
 logger = logging.getLogger(__name__)
 
-_OF_CLUTCH_TASKS = ("previous_results", "iter_previous_results", "data")
+_OF_CLUTCH_TASKS = ("previous_results", "iter_previous_results", "results", "data")
 
 
 def send(

@@ -28,6 +28,7 @@ from ..errors import AlreadyEngaged, BuildError, JobLost, ResultError, StoreUnav
 from ..extend import observers
 from ..model import shape
 from ..model.data import Data
+from ..model.names import Results
 from ..stores.base import Verdict
 from . import advance, journal
 from .attempt import FRESH, Attempt, lost, put_off, too_late
@@ -81,6 +82,23 @@ class ClutchTask(Task):
             raise ValueError(f"chunk must be at least 1, not {chunk}")
         attempt = _attempt(self)
         return _iterate(attempt, chunk) if attempt else iter(())
+
+    @property
+    def results(self) -> Results:
+        """The values of named steps by name, a mapping: that of a job is its result, that of a
+        parallel the list of its branches' values, that of a series the value of its last step.
+
+        It has those that certainly precede the job. Read from the store when they are asked for,
+        and kept for this attempt: one round trip for each, and one for the names. Empty outside a
+        run.
+
+        Raises:
+            NotPreceding: of the name of another step.
+            UnknownName: a KeyError; no step has this name.
+            MissingResult: the store no longer has the value.
+        """
+        attempt = _attempt(self)
+        return attempt.results if attempt else Results(dict, lambda shape: None)
 
     @property
     def data(self) -> Data:

@@ -53,6 +53,7 @@ from celery_clutch import (
     previous_results,
 )
 from celery_clutch.compile import publish
+from celery_clutch.errors import ClutchError
 from celery_clutch.extend.plugins import runtime
 
 from . import faults
@@ -228,6 +229,36 @@ def seen(self: Any, *label: Any) -> Any:
     """Return the previous results, with a label if there is one."""
     ran(self)
     return [*label, self.previous_results] if label else self.previous_results
+
+
+@shared_task(name="it.read_named", bind=True)
+def read_named(self: Any, *names: str) -> dict[str, Any]:
+    """Return the results of named steps, and of what cannot be read the exception."""
+    ran(self)
+    found: dict[str, Any] = {}
+    for name in names:
+        try:
+            found[name] = self.results[name]
+        except ClutchError as exc:
+            found[name] = f"{type(exc).__name__}: {exc}"
+    return found
+
+
+@shared_task(name="it.every_named", bind=True)
+def every_named(self: Any) -> dict[str, Any]:
+    """Return the results of all named steps before."""
+    ran(self)
+    return dict(self.results)
+
+
+@shared_task(name="it.nest_named", bind=True)
+def nest_named(self: Any) -> dict[str, Any]:
+    """Nest a clutch with names of its own; return the results that this job sees."""
+    inner = Clutch(parent=self)
+    inner.add(value, "inside").named("inner")
+    inner.add(read_named, "inner", "photo")
+    nest(self, inner)
+    return dict(self.results)
 
 
 @shared_task(name="it.seen_unbound")

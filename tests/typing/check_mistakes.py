@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery_clutch import Clutch, ClutchResult, ClutchTask, Failure, State, Status, hookimpl, series
+from celery_clutch import (
+    Clutch,
+    ClutchResult,
+    ClutchTask,
+    Failure,
+    State,
+    Status,
+    hookimpl,
+    named,
+    series,
+)
 from celery_clutch.stores.base import ResultStore
 
 
 class Job(ClutchTask):
     def run(self) -> None:
         self.previous_results = []  # type: ignore[misc]
+        self.results["photo"] = 1  # type: ignore[index]
         self.previous_results()  # type: ignore[operator]
         self.iter_previous_results(chunk="all")  # type: ignore[arg-type]
 
@@ -29,7 +40,10 @@ def compose(step: Any) -> None:
     Clutch(step, data=5)  # type: ignore[arg-type]
     Clutch(step, expires="soon")  # type: ignore[arg-type]
     Clutch().parallel(max_concurrency="two")  # type: ignore[arg-type]
-    series(step, name="nightly")  # type: ignore[call-arg]
+    series(step, queue="nightly")  # type: ignore[call-arg]
+    named(step)  # type: ignore[call-arg]
+    series(step, name=5)  # type: ignore[arg-type]
+    Clutch().add(step).named(5)  # type: ignore[arg-type]
     step_count: str = len(Clutch())  # type: ignore[assignment]
     with Clutch():  # type: ignore[attr-defined]
         print(step_count)

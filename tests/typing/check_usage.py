@@ -21,6 +21,7 @@ from celery_clutch import (
     State,
     Status,
     hookimpl,
+    named,
     parallel,
     previous_results,
     series,
@@ -37,6 +38,9 @@ app = Celery("shop", task_cls=ClutchTask)
 def publish(self: ClutchTask, url: str, draft: bool = False) -> str:
     assert_type(self.previous_results, list[Any])
     assert_type(self.iter_previous_results(100), Iterator[Any])
+    assert_type(self.results["photo"], Any)
+    names: list[str] = list(self.results)
+    print("photo" in self.results, self.results.get("photo", 0), names)
     inner = Clutch(parent=self)
     inner << fetch.s(url)
     inner.engage()
@@ -74,6 +78,10 @@ class Longer(Nightly):
 
 def start() -> ClutchResult:
     assert_type(Nightly(seen=0).clutch(), Clutch)
+    clutch = assert_type(Clutch().add(fetch, "x").named("photo"), Clutch)
+    clutch << assert_type(named(fetch.s("x"), "again"), Clutch) << named(Nightly, "nightly")
+    with clutch.parallel(name="sizes"), clutch.series(name="one"):
+        clutch << series(fetch.s("x"), name="two") << parallel(fetch.s("y"), name="three")
     assert_type(Clutch.from_json(Longer({"a b": 1}).clutch().to_json()), Clutch)
     return assert_type(Nightly(seen=0).start(countdown=5), ClutchResult)
 

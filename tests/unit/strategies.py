@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import string
 from collections.abc import Callable
 from typing import Any
@@ -115,6 +116,18 @@ def _composed(
     *more: st.SearchStrategy[Any],
 ) -> st.SearchStrategy[Node]:
     return st.builds(make, st.lists(inner, max_size=5), scope, *more)
+
+
+def with_names(node: Node, address: str = "") -> Node:
+    """*node* with a name for every step in it, derived from its address: ``"at 1.2"``."""
+    if isinstance(node, Job):
+        return dataclasses.replace(node, name=f"at {address}")
+    below = tuple(
+        with_names(child, plan.join(address, index))
+        for index, child in enumerate(plan.children(node))
+    )
+    field = "steps" if isinstance(node, Series) else "branches"
+    return dataclasses.replace(node, name=f"at {address}", **{field: below})
 
 
 envelopes = st.fixed_dictionaries(

@@ -18,7 +18,7 @@ from celery_clutch import Clutch, ClutchResult, ClutchTask, ResultStore
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 NAMES = [
-    *("Clutch", "series", "parallel"),
+    *("Clutch", "named", "series", "parallel"),
     *("ClutchTask", "previous_results"),
     *("ClutchResult", "Status", "Failure", "Reason"),
     "Sequence",
@@ -102,12 +102,14 @@ def test_the_signature_of_clutch() -> None:
 @pytest.mark.parametrize(
     ("thing", "expected"),
     [
-        (celery_clutch.series, "(*steps)"),
-        (celery_clutch.parallel, "(*steps, max_concurrency=None)"),
+        (celery_clutch.series, "(*steps, name=None)"),
+        (celery_clutch.parallel, "(*steps, max_concurrency=None, name=None)"),
+        (celery_clutch.named, "(step, name)"),
         (celery_clutch.previous_results, "()"),
         (Clutch.add, "(self, task, /, *args, **kwargs)"),
-        (Clutch.parallel, "(self, *, max_concurrency=None)"),
-        (Clutch.series, "(self)"),
+        (Clutch.named, "(self, name)"),
+        (Clutch.parallel, "(self, *, max_concurrency=None, name=None)"),
+        (Clutch.series, "(self, *, name=None)"),
         (Clutch.clear, "(self)"),
         (Clutch.engage, "(self, **options)"),
         (Clutch.from_canvas, "(sig, **options)"),

@@ -217,6 +217,13 @@ def test_jobs_that_have_not_begun() -> None:
     )
 
 
+def test_a_job_that_has_a_name() -> None:
+    photo = Pending("1.0", Job("shop.scan", name="photo"), None, NOW - 60)
+    assert only(pending=[photo]).sentence.startswith("job photo (1.0 shop.scan) has not begun, ")
+    fetch = Pending("1.1", Job("shop.scan", name="other"), None, NOW - 60)
+    assert only(pending=[photo, fetch]).sentence.startswith("jobs 1.0, 1.1 shop.scan have not ")
+
+
 @pytest.mark.parametrize(
     ("length", "end"),
     [

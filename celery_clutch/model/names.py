@@ -1,0 +1,194 @@
+"""Names of steps: what they stand for, and from where their results may be read. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import CorruptRecord, InvalidName, NotPreceding, UnknownName
+from . import codec
+from .shape import Shape, checked
+
+LISTED = 10
+"""How many names an error has at most."""
+
+_ADDRESS = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A step that has a name.
+
+    Attributes:
+        address: of the step; "" is the whole plan.
+        shape: where its value is.
+        parallels: the addresses of the parallels that it is in, the outermost first.
+    """
+
+    address: str
+    shape: Shape = field(hash=False)
+    parallels: tuple[str, ...] = ()
+
+    def hidden_from(self, job: str) -> str:
+        """Why the step does not certainly precede the job at address *job*; "" if it does."""
+        if self.address == job:
+            return "it is the job itself"
+        own, other = _parts(self.address), _parts(job)
+        common = 0
+        while common < min(len(own), len(other)) and own[common] == other[common]:
+            common += 1
+        if common == len(own):
+            return "the job is one of its own"
+        around = ".".join(map(str, own[:common]))
+        if around in self.parallels:
+            return f"both are in the parallel {around}, in branches that run side by side"
+        if own[common] > other[common]:
+            return "it comes later"
+        return ""
+
+
+Names = Mapping[str, Named]
+
+
+class Results(Mapping[str, Any]):
+    """The values of named steps, as a job sees them: read when they are asked for, and kept.
+
+    The names in it are those of the steps that certainly precede the job.
+
+    Args:
+        load: gives the names of the run; called once.
+        read: gives the value of a shape.
+        job: the address of the job.
+    """
+
+    def __init__(
+        self, load: Callable[[], Names], read: Callable[[Shape], Any], job: str = ""
+    ) -> None:
+        self._load = load
+        self._read = read
+        self._job = job
+        self._known: Names | None = None
+        self._values: dict[str, Any] = {}
+
+    @property
+    def _names(self) -> Names:
+        if self._known is None:
+            self._known = self._load()
+        return self._known
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._values:
+            step = self._names.get(name)
+            if step is None:
+                raise unknown(name, self._names)
+            if why := step.hidden_from(self._job):
+                raise NotPreceding(
+                    f"job {self._job} cannot read the result of {name!r}, {_place(step.address)}: "
+                    f"{why}, so that it need not be there yet"
+                )
+            self._values[name] = self._read(step.shape)
+        return self._values[name]
+
+    def __contains__(self, name: object) -> bool:
+        step = self._names.get(name) if isinstance(name, str) else None
+        return step is not None and not step.hidden_from(self._job)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._names if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"<the results of named steps that precede job {self._job}>"
+
+
+def check(name: Any) -> str:
+    """*name* if a step can have it.
+
+    Raises:
+        InvalidName: it is not 1 to 200 printable characters, or reads as an address.
+    """
+    if not isinstance(name, str) or not 0 < len(name) <= 200 or not name.isprintable():
+        shown = repr(name)[:200]
+        raise InvalidName(
+            f"{shown} cannot be the name of a step: use 1 to 200 printable characters"
+        )
+    if _ADDRESS.fullmatch(name):
+        raise InvalidName(f"{name!r} cannot be the name of a step: it reads as an address")
+    return name
+
+
+def add(names: dict[str, Named], name: str, step: Named) -> None:
+    """Note that *step* has a name.
+
+    Raises:
+        InvalidName: another step has it.
+    """
+    known = names.setdefault(name, step)
+    if known is not step:
+        one, other = sorted((known.address, step.address), key=_parts)
+        raise InvalidName(
+            f"two steps of the clutch are named {name!r}, {_place(one)} and {_place(other)}: a "
+            "name is that of one step"
+        )
+
+
+def unknown(name: Any, known: Iterable[str], hint: str = "") -> UnknownName:
+    """What is raised where no step has this name; it says which of the *known* are meant, maybe,
+    and the *hint*."""
+    listed = list(known)
+    message = f"no step is named {repr(name)[:200]}{hint}"
+    close = difflib.get_close_matches(name, listed, n=3) if isinstance(name, str) else []
+    if close:
+        return UnknownName(f"{message}; is it {' or '.join(map(repr, close))} that is meant?")
+    if not listed:
+        return UnknownName(f"{message}; no step of the run has a name")
+    more = f" and {len(listed) - LISTED:,} more" if len(listed) > LISTED else ""
+    return UnknownName(f"{message}; there are {', '.join(map(repr, listed[:LISTED]))}{more}")
+
+
+def label(name: str, address: str, what: str) -> str:
+    """A step for people: ``"1.2 shop.fetch"``, or ``"photo (1.2 shop.fetch)"``."""
+    place = f"{address} {what}" if what else address
+    return f"{name} ({place})" if name else place
+
+
+def is_address(value: str) -> bool:
+    """Whether *value* reads as an address, which no name does."""
+    return _ADDRESS.fullmatch(value) is not None
+
+
+def dumps(names: Names) -> bytes:
+    """*names* as JSON, in the order of definition."""
+    ordered = sorted(names.items(), key=lambda each: _parts(each[1].address))
+    return codec.encode_plan(
+        {name: [step.address, step.shape, step.parallels] for name, step in ordered}
+    )
+
+
+def loads(data: bytes) -> Names:
+    """What `dumps` wrote.
+
+    Raises:
+        CorruptRecord: *data* is something else.
+    """
+    try:
+        found = codec.decode_plan(data)
+        return {
+            name: Named(address, checked(of), tuple(parallels))
+            for name, (address, of, parallels) in found.items()
+        }
+    except (AttributeError, RecursionError, TypeError, ValueError) as exc:
+        raise CorruptRecord(f"the names of steps cannot be read: {exc!r}") from None
+
+
+def _place(address: str) -> str:
+    return f"the step at {address}" if address else "the whole clutch"
+
+
+def _parts(address: str) -> list[int]:
+    return [int(part) for part in address.split(".")] if address else []
