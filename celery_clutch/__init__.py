@@ -11,8 +11,10 @@ from .build.sequence import Sequence
 from .errors import ClutchError
 from .extend.hookspecs import hookimpl
 from .handle.result import ClutchResult
+from .model.absent import Failed, Skipped
 from .model.reason import Reason
 from .model.status import Failure, Progress, State, Status
+from .model.stop import Stop
 from .runtime import internal as _internal
 from .runtime.task import ClutchTask, previous_results
 from .stores.base import ResultStore
@@ -22,13 +24,16 @@ __all__ = [
     "ClutchError",
     "ClutchResult",
     "ClutchTask",
+    "Failed",
     "Failure",
     "Progress",
     "Reason",
     "ResultStore",
     "Sequence",
+    "Skipped",
     "State",
     "Status",
+    "Stop",
     "hookimpl",
     "named",
     "parallel",

@@ -24,6 +24,8 @@
     │   ├── NonJSONResult      a job returned what JSON cannot represent (also TypeError)
     │   ├── NonJSONData        shared data that JSON cannot represent (also TypeError)
     │   ├── ResultTooLarge     a job returned over ``clutch_max_result_bytes`` (also ValueError)
+    │   ├── NotAList           what a map is made of is no list (also TypeError)
+    │   ├── NoSuchChoice       what a task has decided is no option (also LookupError)
     │   ├── MissingResult      a result is not in the store; it says why (also LookupError)
     │   └── NotPreceding       a job reads what need not be there yet (also LookupError)
     ├── JobLost                a job ended without an outcome (ignored, given up, its worker gone)
@@ -138,6 +140,22 @@ class NonJSONData(ResultError, TypeError):
 
 class ResultTooLarge(ResultError, ValueError):
     """A result, or a value of the shared data, is larger than ``clutch_max_result_bytes``."""
+
+
+class NotAList(ResultError, TypeError):
+    """What a map is made of is no list.
+
+    Attributes:
+        address: that of the map, where its list has been there for long.
+    """
+
+    def __init__(self, message: str = "", address: str = "") -> None:
+        super().__init__(message)
+        self.address = address
+
+
+class NoSuchChoice(ResultError, LookupError):
+    """What a task has decided is no option."""
 
 
 class MissingResult(ResultError, LookupError):

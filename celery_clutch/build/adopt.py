@@ -198,6 +198,8 @@ def _without_previous(node: Node) -> Node:
     if isinstance(node, Series):
         first, *rest = node.steps
         return replace(node, steps=(_without_previous(first), *rest))
+    if not isinstance(node, Parallel):
+        return node
     branches = map(_without_previous, node.branches)
     return plan.parallel(branches, node.scope, node.limit, node.name)
 

@@ -29,7 +29,7 @@ from ..errors import (
 )
 from ..extend.plugins import runtime
 from ..handle.result import ClutchResult
-from ..model import graph, names, plan
+from ..model import graph, names, plan, shape
 from ..model.codec import check_key, decode_plan, encode_data, encode_plan
 from ..model.data import Data
 from ..model.plan import Branches, Job, Node, Parallel, Scope, Series
@@ -181,25 +181,118 @@ class Clutch:
         if self._last is None:
             self._step_name = name
         elif isinstance(self._last, Branches):
-            self._last.name_last(name)
+            self._last.change_last(lambda node: plan.with_name(node, name))
         elif self._last:
             self._last[-1] = plan.with_name(self._last[-1], name)
         return self
 
+    def when(self, decider: Step) -> Clutch:
+        """Let the step that was added last run only if *decider*, a task, returns a true value; of
+        a clutch whose steps came with the constructor or a function, all of them together.
+
+        The task gets the previous results, as the step does. If the step does not run, it is as if
+        it were not there: what follows gets the results of the step before.
+
+        Raises:
+            InvalidStep: *decider* is not a task or its signature.
+            BuildError: no step was added to the block that is open.
+        """
+        job = self._decider(decider)
+        self._replace_last("when", lambda node: plan.Choose(job, ((_TRUE, node),), truth=True))
+        return self
+
+    def choose(
+        self,
+        decider: Step,
+        options: Mapping[Any, Step],
+        *,
+        default: Step | None = None,
+        name: str | None = None,
+    ) -> Clutch:
+        """Add a step that is one of *options*: that whose key *decider*, a task, returns, else
+        *default*.
+
+        The task gets the previous results, as the option does. Keys are strings, numbers, booleans
+        or None. An option that is an empty clutch is nothing: what follows gets the results of the
+        step before. What is not chosen is skipped, and counts as done. A value that is no key,
+        where there is no default, is a final failure of the task (NoSuchChoice).
+
+        Raises:
+            InvalidStep: *decider* is not a task or its signature, or there are no options.
+        """
+        if not isinstance(options, Mapping) or not options:
+            raise InvalidStep(
+                f"choose takes a mapping of values to steps, not {_describe(options)}"
+            )
+        job = self._decider(decider)
+        found = tuple((_key(key), self._option(step)) for key, step in options.items())
+        other = None if default is None else self._option(default)
+        self._append(plan.Choose(job, found, other, name=_name(name)))
+        return self
+
+    def map(
+        self,
+        template: Step,
+        *,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        max_concurrency: int | None = None,
+        allow_failures: bool | int | float = False,
+        need: int | None = None,
+        name: str | None = None,
+    ) -> Clutch:
+        """Add a step with one branch for each element of the list that the step before returns, or
+        for each result of the parallel step before.
+
+        Args:
+            template: the branch, a task or any other step; the element is the first argument of
+                the jobs that it starts with.
+            args, kwargs: further arguments, where the template is a task.
+            max_concurrency, allow_failures, need, name: as for `parallel`.
+
+        Without an element it is an empty step: what follows gets ``[]``. A value that is no list is
+        a final failure of the job that has returned it (NotAList).
+
+        Raises:
+            InvalidStep: *template* is not a step.
+        """
+        arguments = tuple(args), dict(kwargs or {})
+        if any(arguments):
+            if not isinstance(template, Task):
+                raise InvalidStep(f"map takes a task before arguments, not {_describe(template)}")
+            template = template.s(*arguments[0], **arguments[1])
+        branch = self._node(template)
+        if not branch.size:
+            return self
+        bounds = _bounds(max_concurrency, allow_failures, need)
+        self._append(plan.Map(branch, name=_name(name), **bounds))
+        return self
+
     def parallel(
-        self, *, max_concurrency: int | None = None, name: str | None = None
+        self,
+        *,
+        max_concurrency: int | None = None,
+        allow_failures: bool | int | float = False,
+        need: int | None = None,
+        name: str | None = None,
     ) -> AbstractContextManager[Clutch]:
         """A block whose steps run side by side; together they are one step. Empty, it adds none.
 
-        With *max_concurrency* at most so many of them are under way at a time, over all workers.
-        *name* is as for `named`.
+        Args:
+            max_concurrency: at most so many of them are under way at a time, over all workers.
+            allow_failures: so many of them may die, a share of them below 1, or with True all. What
+                follows runs without those, and gets a `Failed` in the place of their value.
+            need: what follows runs when so many of them have succeeded; what has not started by
+                then is skipped.
+            name: as for `named`.
 
         Raises:
-            BuildError: *max_concurrency* is not a number of at least 1.
+            BuildError: *max_concurrency* or *need* is not a number of at least 1, or
+                *allow_failures* neither a number nor a share.
             InvalidName: see `named`.
         """
-        limit = _checked_limit(max_concurrency)
-        make = partial(plan.parallel, limit=limit, name=_name(name))
+        bounds = _bounds(max_concurrency, allow_failures, need)
+        make = partial(plan.parallel, name=_name(name), **bounds)
         return _Block(self, "parallel", Branches(), make)
 
     def series(self, *, name: str | None = None) -> AbstractContextManager[Clutch]:
@@ -400,6 +493,32 @@ class Clutch:
             nodes.append(node)
         self._last = nodes if len(nodes) > before else []
 
+    def _replace_last(self, what: str, change: Callable[[Node], Node]) -> None:
+        """Put something else in the place of the step that was added last, or of all steps."""
+        if len(self._open) > 1 and not len(self._open[-1]):
+            raise BuildError(f"{what}() is of the step that was added last, and none was")
+        if self._last is None:
+            steps = self._steps()
+            self._step_name = ""
+            if steps.size:
+                only = steps.steps[0] if len(steps.steps) == 1 and not steps.name else steps
+                self._open[0] = [change(only)]
+        elif isinstance(self._last, Branches):
+            self._last.change_last(change)
+        elif self._last:
+            self._last[-1] = change(self._last[-1])
+
+    def _decider(self, step: Any) -> Job:
+        node = self._node(step)
+        if not isinstance(node, Job):
+            raise InvalidStep(f"what decides is one task, not {_describe(step)}")
+        return node
+
+    def _option(self, step: Any) -> Node:
+        """An option of a choice; an empty one is an empty series."""
+        node = self._node(step)
+        return node if node.size else Series()
+
     def _all_data(self) -> dict[str, Any]:
         """The clutch's data, and that of the clutches in it."""
         if self.data is not None and not isinstance(self.data, Mapping):
@@ -568,14 +687,20 @@ def series(*steps: Step | Iterable[Step], name: str | None = None) -> Clutch:
 
 
 def parallel(
-    *steps: Step | Iterable[Step], max_concurrency: int | None = None, name: str | None = None
+    *steps: Step | Iterable[Step],
+    max_concurrency: int | None = None,
+    allow_failures: bool | int | float = False,
+    need: int | None = None,
+    name: str | None = None,
 ) -> Clutch:
     """A clutch of one step, in which *steps* run side by side; takes arguments or one iterable.
 
-    *max_concurrency* and *name* are as for `Clutch.parallel`.
+    The options are as for `Clutch.parallel`.
     """
     clutch = Clutch()
-    with clutch.parallel(max_concurrency=max_concurrency, name=name):
+    with clutch.parallel(
+        max_concurrency=max_concurrency, allow_failures=allow_failures, need=need, name=name
+    ):
         for step in _listed(steps):
             clutch << step
     clutch._last = None
@@ -658,6 +783,31 @@ def _name(value: str | None) -> str:
     return "" if value is None else names.check(value)
 
 
+_TRUE = "true"
+"""The key of the step of `Clutch.when`."""
+
+
+def _key(value: Any) -> str:
+    """The JSON that stands for a value of a decider."""
+    if value is not None and not isinstance(value, (str, int, float, bool)):
+        raise InvalidStep(
+            f"the key of an option is a string, a number, a boolean or None, not {_describe(value)}"
+        )
+    return shape.key_of(value)
+
+
+def _bounds(limit: Any, allow: Any, need: Any) -> dict[str, Any]:
+    """What a parallel is bounded by, as the plan has it."""
+    found = {"limit": _checked_limit(limit), "allow": allow, "need": 0 if need is None else need}
+    try:
+        if need is not None and (type(need) is not int or need < 1):
+            raise ValueError(f"need is a number of at least 1, not {_short(need)}")
+        plan.check_bounds(allow, found["need"])
+    except ValueError as exc:
+        raise BuildError(str(exc)) from None
+    return found
+
+
 def _checked_limit(value: Any) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise BuildError(f"max_concurrency is a number of at least 1, not {_short(value)}")
@@ -682,18 +832,41 @@ def _describe(value: Any) -> str:
 
 
 def _tree(node: Node, address: str, indent: str) -> Iterator[str]:
-    below = plan.children(node)
-    for index, child in enumerate(below):
-        last = index == len(below) - 1
-        at = plan.join(address, index)
-        if isinstance(child, Job):
-            values = [repr(arg) for arg in child.args]
-            values += [f"{key}={value!r}" for key, value in child.kwargs.items()]
-            what = f"{child.task}({', '.join(values)})"
-        else:
-            what = "parallel" if isinstance(child, Parallel) else "series"
-        label = names.label(child.name, at, what)
-        if isinstance(child, Parallel) and child.limit is not None:
-            label += f", {child.limit} at a time"
-        yield f"{indent}{'└─ ' if last else '├─ '}{label}"
+    nodes = list(plan.below(node, address))
+    keys = [key for key, _ in node.branches()] if isinstance(node, plan.Choose) else []
+    for index, (at, child) in enumerate(nodes):
+        last = index == len(nodes) - 1
+        label = names.label(child.name, at, _what(child))
+        if isinstance(node, plan.Choose) and index and not node.truth:
+            key = keys[index - 1]
+            label = f"{'else' if key is None else key}: {label}"
+        yield f"{indent}{'└─ ' if last else '├─ '}{label}{_bounds_of(child)}"
         yield from _tree(child, at, indent + ("   " if last else "│  "))
+
+
+def _what(node: Node) -> str:
+    """What kind of step it is."""
+    if isinstance(node, Job):
+        values = [repr(arg) for arg in node.args]
+        values += [f"{key}={value!r}" for key, value in node.kwargs.items()]
+        return f"{node.task}({', '.join(values)})"
+    if isinstance(node, plan.Choose):
+        return "when" if node.truth else "choose"
+    if isinstance(node, plan.Map):
+        return "map"
+    return "parallel" if isinstance(node, Parallel) else "series"
+
+
+def _bounds_of(node: Node) -> str:
+    """What a parallel is bounded by, for people."""
+    if not isinstance(node, (Parallel, plan.Map)):
+        return ""
+    found = "" if node.limit is None else f", {node.limit} at a time"
+    if node.need:
+        found += f", {node.need} needed"
+    if node.allow is True:
+        found += ", all may fail"
+    elif node.allow:
+        share = f"{node.allow:.0%}" if isinstance(node.allow, float) else node.allow
+        found += f", {share} may fail"
+    return found

@@ -11,7 +11,7 @@ Canvas is built afresh each time: Celery writes ids into what it sends (5.3 to 5
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,15 +24,15 @@ from .. import signals
 from ..errors import MissingResult, NonJSONArgument
 from ..extend import observers
 from ..extend.plugins import runtime
-from ..model import codec, names, plan, shape
+from ..model import codec, names, plan
 from ..model.data import difference
 from ..model.events import Engaged
 from ..model.names import Names
 from ..model.plan import Scope, Series
-from ..model.status import State, isoformat
+from ..model.status import isoformat
 from ..stores.base import Missing, ResultStore
 from ..stores.machine import ROOT
-from . import checks, pages
+from . import checks, cut, pages, values
 from .header import NAME, Header, job_due
 from .pages import Chain, Item, Pages, Start
 from .record import Meta, Parent
@@ -89,7 +89,7 @@ class Compiler:
                 args = (None, *args)  # ClutchTask puts the previous result in its place
             return [self._job(job.task, args, job.kwargs, job.options, header, plain=False)]
         if header.prepend:
-            args = (previous_value(runtime(self.app).store, header), *args)
+            args = (values.previous_value(runtime(self.app).store, header), *args)
             header = replace(header, prepend=False)
         plain = self._job(job.task, args, job.kwargs, job.options, header, plain=True)
         return [plain, self.collect(replace(header, task=job.task), job.options.get("queue"))]
@@ -199,65 +199,6 @@ def shared_changes(store: ResultStore, run: str) -> dict[str, bytes | None]:
     return difference({key: value.encode() for key, value in orjson.loads(before).items()}, after)
 
 
-def previous_value(store: ResultStore, header: Header) -> Any:
-    """What Celery would prepend: the previous result, or a list of them after a parallel step."""
-    values = previous_values(store, header)
-    return values if shape.is_parallel(header.previous) else values[0]
-
-
-def previous_values(store: ResultStore, header: Header) -> list[Any]:
-    """The previous results of a job, in definition order; one round trip.
-
-    Raises:
-        MissingResult: one of them is not in the store.
-    """
-    return read_members(store, header.run, shape.members(header.previous), existed=True)
-
-
-def read_members(
-    store: ResultStore, run: str, members: Sequence[shape.Shape], *, existed: bool = False
-) -> list[Any]:
-    """The values of these shapes; one round trip.
-
-    *existed* says that the jobs are known to have had results.
-
-    Raises:
-        MissingResult: one of them is not in the store.
-    """
-    wanted = [address for member in members for address in shape.addresses(member)]
-    found: list[Any] = []
-    for address, data in zip(wanted, store.patiently(store.values, run, wanted), strict=True):
-        if data is Missing:
-            raise missing(store, run, address, existed=existed)
-        found.append(codec.decode_result(data))
-    values = iter(found)
-    return [shape.arrange(member, values) for member in members]
-
-
-def missing(store: ResultStore, run: str, address: str, *, existed: bool = False) -> MissingResult:
-    """Says why the job at *address* has no result in the store."""
-    found = store.patiently(store.read, run)
-    if found is None:
-        return MissingResult(
-            f"the result of {address} cannot be read because run {run} is gone: it was forgotten, "
-            "or has expired (clutch_ttl, clutch_result_ttl)"
-        )
-    job = f"job {address} of run {run}"
-    data = found.failures.get(address)
-    failure = orjson.loads(data) if data and address not in found.finished else None
-    if failure and failure["final"]:
-        died_of = f"{failure['exception']}: {failure['message']}"
-        return MissingResult(f"{job} has no result: it died of {died_of}")
-    ended = existed or found.state is State.SUCCEEDED
-    if ended or address in store.patiently(store.infos, run):
-        return MissingResult(
-            f"{job} had a result that is no longer in the store: it has expired there, or the "
-            "server evicts keys (maxmemory-policy)"
-        )
-    yet = " yet" if found.state is State.RUNNING else ""
-    return MissingResult(f"{job} has no result{yet}: the run is {found.state}")
-
-
 @dataclass(slots=True)
 class Prepared:
     """A run that is ready to be stored and sent."""
@@ -345,31 +286,21 @@ def prepare(
             _explain(starts)
             raise
 
-    cut = pages.paginate(root, tally=tally, window=own.settings.window, keep=keep)
+    found = cut.paginate(root, tally=tally, window=own.settings.window, keep=keep)
     expires = time.time() + lifetime if lifetime is not None else 0.0
-    meta = Meta(cut.jobs, cut.last, name, tags, cut.scopes, parent, expires)
-    checks.handlers(cut.scopes)
-    _check_handlers(cut.scopes)
+    meta = Meta(found.jobs, found.last, name, tags, found.scopes, parent, expires)
+    checks.handlers(found.scopes)
+    _check_handlers(found.scopes)
     jobs.warn()
     encoded[PLAN] = pages.compress(plan.dumps(root, encode))
-    if cut.names:
-        encoded[NAMES] = pages.compress(names.dumps(cut.names))
-    prepared = Prepared(app, run or uuid(), meta, cut, encoded, data or {})
+    if found.names:
+        encoded[NAMES] = pages.compress(names.dumps(found.names))
+    if found.narrows:
+        encoded[pages.NARROWS] = orjson.dumps(found.narrows)
+    prepared = Prepared(app, run or uuid(), meta, found, encoded, data or {})
     if context := observers.context(own, prepared.engaged()):
         prepared.meta = replace(meta, context=context)
     return prepared
-
-
-def load_page(store: ResultStore, run: str, key: str) -> tuple[Start, ...]:
-    """A stored page.
-
-    Raises:
-        MissingResult: the run or the page is gone.
-    """
-    data = store.patiently(store.page, run, key)
-    if data is Missing:
-        raise MissingResult(f"page {key} of run {run} is not in the store")
-    return pages.loads(data)
 
 
 def load_names(store: ResultStore, run: str) -> Names:

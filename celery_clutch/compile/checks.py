@@ -59,7 +59,9 @@ class Jobs:
                 self._unknown.add(job.task)
                 continue
             # A first job has no previous result to go before its arguments.
-            args = (None, *job.args) if job.prepend and item.previous else job.args
+            args = job.args
+            if item.takes or (job.prepend and item.previous):
+                args = (None, *args)
             arguments(task, args, job.kwargs, where)
 
     def _note_id(self, task_id: Any, where: str) -> None:

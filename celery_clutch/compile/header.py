@@ -12,13 +12,18 @@ from typing import Any, TypeGuard
 
 from ..errors import CorruptRecord
 from ..model.shape import Shape, checked
-from ..stores.base import TURNS, Barrier, Settles, Turn
+from ..stores.base import TURNS, Barrier, Settles, Tolerance, Turn
 from .pages import (
+    Choices,
     Item,
     barriers_from_json,
     barriers_to_json,
+    choices_from_json,
+    choices_to_json,
     narrow_from_json,
     narrow_to_json,
+    tolerances_from_json,
+    tolerances_to_json,
 )
 
 NAME = "clutch"
@@ -44,6 +49,7 @@ class Header:
         context: what observers sent along.
         late: how often the message was put off because the store was away.
         keep: the job's value is for Celery's result backend, too.
+        tolerances, choices, gives: see `pages.Item`.
     """
 
     run: str
@@ -62,6 +68,9 @@ class Header:
     context: Mapping[str, str] = field(default_factory=dict, hash=False)
     late: int = 0
     keep: bool = False
+    tolerances: tuple[Tolerance, ...] = ()
+    choices: Choices | None = None
+    gives: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Short, for the message: what is empty is left out."""
@@ -84,6 +93,12 @@ class Header:
             data["prepend"] = 1
         if self.keep:
             data["keep"] = 1
+        if self.tolerances:
+            data["may"] = tolerances_to_json(self.tolerances)
+        if self.choices:
+            data["choose"] = choices_to_json(self.choices)
+        if self.gives:
+            data["list"] = 1
         if self.context:
             data["context"] = dict(self.context)
         return data
@@ -113,6 +128,9 @@ class Header:
                 context=dict(data.get("context", {})),
                 late=int(data.get("late", 0)),
                 keep=bool(data.get("keep")),
+                tolerances=tolerances_from_json(data.get("may", ())),
+                choices=choices_from_json(data["choose"]) if "choose" in data else None,
+                gives=bool(data.get("list")),
             )
         except (
             *(AttributeError, IndexError, KeyError, OverflowError),
@@ -147,6 +165,9 @@ class Header:
             barriers=item.barriers,
             narrow=item.narrow,
             prepend=bool(item.job.prepend and item.previous),
+            tolerances=item.tolerances,
+            choices=item.choices,
+            gives=item.gives,
             **own,
         )
 
@@ -159,6 +180,11 @@ class Header:
     def due(self) -> str:
         """What is due while a message of this job is to come."""
         return job_due(self.page, self.at)
+
+    @property
+    def unless(self) -> tuple[tuple[str, int], ...]:
+        """The barriers that make the job superfluous before it has started; see `Claim`."""
+        return tuple((each.step, each.need) for each in self.tolerances if each.first and each.need)
 
     def turn(self, request: Any) -> int:
         """The turn of the message of *request*; see `stores.base.TURNS`."""

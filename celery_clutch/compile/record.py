@@ -227,7 +227,7 @@ def status(
         tags=meta.tags,
         state=record.state,
         generation=record.generation,
-        total=meta.jobs,
+        total=record.jobs,
         done=record.done,
         failing=record.failing,
         dead=record.dead,

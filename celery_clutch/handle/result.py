@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from celery import current_app
 
-from ..compile import canvas, compat, pages, record
+from ..compile import canvas, compat, pages, record, values
 from ..errors import (
     ClutchCancelled,
     ClutchExpired,
@@ -198,10 +198,10 @@ class ClutchResult:
         """
         found = self.record()
         if address is None:
-            members = shape.members(record.Meta.loads(found.meta).last)
-            return canvas.read_members(self._store, self.id, members)
+            return values.last(self._store, self.id, record.Meta.loads(found.meta).last)
         wanted = self._shape_of(address)
-        (value,) = canvas.read_members(self._store, self.id, [wanted])
+        wanted = values.Decisions(self._store, self.id).resolve(wanted)
+        (value,) = values.read(self._store, self.id, [wanted])
         return value
 
     def _shape_of(self, step: str) -> shape.Shape:
@@ -269,8 +269,11 @@ class ClutchResult:
                 follow(self.app, origin, (f"end {State.CANCELLED.value}",), {})
         return moved
 
-    def resume(self) -> bool:
+    def resume(self, *, retry_tolerated: bool = False) -> bool:
         """Run again what has no result; what has one is not run again.
+
+        With *retry_tolerated*, branches whose death was tolerated run again, too, where what
+        follows them has not started.
 
         For a run that failed, was cancelled, or whose messages were lost. Messages of the run so
         far are dropped when they arrive, so calling this twice is harmless. A nested run is resumed
@@ -279,8 +282,9 @@ class ClutchResult:
         found = self.record()
         parent = record.Meta.loads(found.meta).parent
         if parent and self._store.peek(parent.header["run"]):
-            return ClutchResult(parent.header["run"], self.app).resume()
-        return engage.resume(self.app, self.id)
+            above = ClutchResult(parent.header["run"], self.app)
+            return above.resume(retry_tolerated=retry_tolerated)
+        return engage.resume(self.app, self.id, retry_tolerated=retry_tolerated)
 
     def forget(self) -> bool:
         """Delete the run, and those nested in it. What still runs of it is dropped.
@@ -339,9 +343,7 @@ class ClutchResult:
             raise self._timeout(timeout)
         if state is State.SUCCEEDED or not propagate:
             last = record.Meta.loads(meta).last
-            wanted = list(shape.addresses(last))
-            values = self._decode(wanted, state)
-            return [shape.arrange(member, values) for member in shape.members(last)]
+            return values.last(self._store, self.id, last, whole=state is State.SUCCEEDED)
         if state is State.CANCELLED:
             raise ClutchCancelled(f"run {self.id} was cancelled")
         failures = record.failures(self.record())
@@ -360,17 +362,6 @@ class ClutchResult:
         except Exception:  # forgotten just now, or the store is away: the timeout is what matters
             return ClutchTimeout(message)
         return ClutchTimeout(f"{message}: {why.short(found)}", found)
-
-    def _decode(self, wanted: list[str], state: State) -> Iterator[Any]:
-        """The results at the addresses *wanted*; None for one that a run without success lacks."""
-        found = self._store.values(self.id, wanted)
-        for address, value in zip(wanted, found, strict=True):
-            if value is not Missing:
-                yield codec.decode_result(value)
-            elif state is State.SUCCEEDED:
-                raise canvas.missing(self._store, self.id, address)
-            else:
-                yield None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ClutchResult) and other.id == self.id

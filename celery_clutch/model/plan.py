@@ -1,7 +1,9 @@
-"""The plan: a frozen tree of jobs, series and parallels. Pure; knows no Celery.
+"""The plan: a frozen tree of jobs, series and parallels, maps and choices. Pure; knows no Celery.
 
 An **address** is the path of a node from the root, ``"0"``, ``"1.2"``, ``"1.2.0"``, and names a job
-for life. The root is a `Series`; its steps have the addresses ``"0"``, ``"1"`` and so on.
+for life. The root is a `Series`; its steps have the addresses ``"0"``, ``"1"`` and so on. The
+branches of a map are numbered as those of a parallel; before it is known how many there are, `EACH`
+stands for their number.
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ class Job:
 
     size = 1
     depth = 0
+    tolerant = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class Series:
     name: str = ""
     size: int = field(init=False, compare=False, repr=False)
     depth: int = field(init=False, compare=False, repr=False)
+    tolerant: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _measure(self, self.steps)
@@ -92,20 +96,101 @@ class Series:
 @dataclass(frozen=True, slots=True)
 class Parallel:
     """Branches that run side by side, at most ``limit`` of them at a time; what follows waits for
-    all of them."""
+    all of them.
+
+    ``allow`` says how many may die: a number of branches, a share of them below 1, or True for
+    all. With ``need``, what follows waits for so many that have succeeded.
+    """
 
     branches: tuple[Node, ...] | Branches = ()
     scope: Scope = Scope()
     limit: int | None = None
     name: str = ""
+    allow: bool | int | float = False
+    need: int = 0
     size: int = field(init=False, compare=False, repr=False)
     depth: int = field(init=False, compare=False, repr=False)
+    tolerant: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _measure(self, self.branches)
 
 
-Node = Job | Series | Parallel
+@dataclass(frozen=True, slots=True)
+class Choose:
+    """One of several options, by the value of a task.
+
+    Its children are the decider, the options, and the default if there is one.
+
+    Attributes:
+        decider: the job that decides.
+        options: each with its key, the JSON of the value that it stands for.
+        default: what runs where no key is the value; None if that is a failure.
+        truth: there is one option, for every true value, and nothing runs for others.
+    """
+
+    decider: Job
+    options: tuple[tuple[str, Node], ...] = ()
+    default: Node | None = None
+    truth: bool = False
+    name: str = ""
+    scope: Scope = Scope()
+    size: int = field(init=False, compare=False, repr=False)
+    depth: int = field(init=False, compare=False, repr=False)
+    tolerant: bool = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _measure(self, children(self))
+
+    def branches(self) -> list[tuple[str | None, Node]]:
+        """The options by key, and the default as None."""
+        found: list[tuple[str | None, Node]] = list(self.options)
+        if self.default is not None:
+            found.append((None, self.default))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A parallel of one branch for each element of the list that the step before has returned.
+
+    Its child is the branch. It counts as one job until it is known how many branches there are.
+    The other attributes are those of `Parallel`.
+    """
+
+    branch: Node
+    scope: Scope = Scope()
+    limit: int | None = None
+    name: str = ""
+    allow: bool | int | float = False
+    need: int = 0
+    depth: int = field(init=False, compare=False, repr=False)
+    tolerant: bool = field(init=False, compare=False, repr=False)
+
+    size = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "depth", _checked_depth(1 + self.branch.depth))
+        object.__setattr__(self, "tolerant", self.branch.tolerant or is_tolerant(self))
+
+
+Node = Job | Series | Parallel | Choose | Map
+
+EACH = "%"
+"""In an address, the number of a branch of a map."""
+
+
+def tolerated(allow: bool | int | float, need: int, width: int) -> int:
+    """How many of *width* branches may die; see `Parallel`."""
+    if need and not allow:
+        return width - need
+    if allow is True:
+        deaths = width
+    elif isinstance(allow, float):
+        deaths = int(allow * width + 1e-9)
+    else:
+        deaths = int(allow)
+    return min(deaths, width - need)
 
 
 class Branches(Packed[Node]):
@@ -116,6 +201,7 @@ class Branches(Packed[Node]):
         size: how many jobs are in them.
         depth: how deep the deepest is nested.
         only_jobs: each of them is a job.
+        tolerant: one of them has a parallel inside that goes on without some of its branches.
     """
 
     def __init__(self) -> None:
@@ -123,6 +209,7 @@ class Branches(Packed[Node]):
         self.size = 0
         self.depth = 0
         self.only_jobs = True
+        self.tolerant = False
 
     def append(self, value: Node) -> None:
         if not value.size:
@@ -132,12 +219,16 @@ class Branches(Packed[Node]):
         self.size += branch.size
         self.depth = max(self.depth, branch.depth)
         self.only_jobs = self.only_jobs and isinstance(branch, Job)
+        self.tolerant = self.tolerant or branch.tolerant
 
-    def name_last(self, name: str) -> None:
-        """Give the branch that was added last a name."""
-        branch = self.amend(lambda last: with_name(last, name))
+    def change_last(self, change: Callable[[Node], Node]) -> None:
+        """Put something else in the place of the branch that was added last."""
+        self.size -= self._last[-1].size
+        branch = self.amend(change)
+        self.size += branch.size
         self.depth = max(self.depth, branch.depth)
         self.only_jobs = self.only_jobs and isinstance(branch, Job)
+        self.tolerant = self.tolerant or branch.tolerant
 
     def all(self) -> tuple[Node, ...] | Branches:
         """What a plan is made of: a few are a tuple."""
@@ -157,7 +248,12 @@ def series(nodes: Iterable[Node], scope: Scope = Scope(), name: str = "") -> Ser
 
 
 def parallel(
-    nodes: Iterable[Node], scope: Scope = Scope(), limit: int | None = None, name: str = ""
+    nodes: Iterable[Node],
+    scope: Scope = Scope(),
+    limit: int | None = None,
+    name: str = "",
+    allow: bool | int | float = False,
+    need: int = 0,
 ) -> Parallel:
     """A parallel of *nodes*; empty branches are left out, one branch stays a parallel of one.
 
@@ -167,7 +263,7 @@ def parallel(
     if branches is not nodes:
         for node in nodes:
             branches.append(node)
-    return Parallel(branches.all(), scope, limit, name)
+    return Parallel(branches.all(), scope, limit, name, allow, need)
 
 
 def with_name(node: Node, name: str) -> Node:
@@ -187,18 +283,35 @@ def children(node: Node) -> Sequence[Node]:
         return node.steps
     if isinstance(node, Parallel):
         return node.branches
+    if isinstance(node, Map):
+        return (node.branch,)
+    if isinstance(node, Choose):
+        return (node.decider, *(option for _, option in node.branches()))
     return ()
+
+
+def is_tolerant(node: Node) -> bool:
+    """Whether what follows *node*, a parallel or map, need not wait for all its branches."""
+    return isinstance(node, (Parallel, Map)) and bool(node.allow or node.need)
 
 
 def walk(node: Node, address: str = "") -> Iterator[tuple[str, Node]]:
     """Every node below *node* with its address, in definition order."""
-    for index, child in enumerate(children(node)):
-        at = join(address, index)
+    for at, child in below(node, address):
         yield at, child
         yield from walk(child, at)
 
 
-def join(address: str, index: int) -> str:
+def below(node: Node, address: str) -> Iterator[tuple[str, Node]]:
+    """The children of *node* with their addresses."""
+    if isinstance(node, Map):
+        yield join(address, EACH), node.branch
+        return
+    for index, child in enumerate(children(node)):
+        yield join(address, index), child
+
+
+def join(address: str, index: int | str) -> str:
     """The address of child *index* of the node at *address*."""
     return f"{address}.{index}" if address else str(index)
 
@@ -264,7 +377,21 @@ def to_dict(node: Node) -> dict[str, Any]:
         if node.name:
             data["name"] = node.name
         return data
+    if isinstance(node, Map):
+        return {"map": to_dict(node.branch), **_settings(node)}
+    if isinstance(node, Choose):
+        return {"choose": to_dict(node.decider), **_choices(node, to_dict), **_settings(node)}
     return {_kind(node): [to_dict(child) for child in children(node)], **_settings(node)}
+
+
+def _choices(node: Choose, convert: Callable[[Node], Any]) -> dict[str, Any]:
+    """The options of *node*, as data."""
+    data: dict[str, Any] = {"options": [[key, convert(option)] for key, option in node.options]}
+    if node.default is not None:
+        data["default"] = convert(node.default)
+    if node.truth:
+        data["truth"] = True
+    return data
 
 
 def from_dict(data: Any, is_plain: Callable[[str], bool]) -> Node:
@@ -273,31 +400,92 @@ def from_dict(data: Any, is_plain: Callable[[str], bool]) -> Node:
     Raises:
         TypeError, KeyError, ValueError: *data* is not of that form.
     """
-    kinds = [kind for kind in ("task", "series", "parallel") if kind in data]
+    kinds = [kind for kind in _KINDS if kind in data]
     if len(kinds) != 1:
-        raise ValueError(f"{data!r:.80} has to have one of: task, series, parallel")
-    known = {*kinds, "name", "args", "kwargs", "options", "prepend", "scope", "limit"}
-    unknown = set(data) - known
+        raise ValueError(f"{data!r:.80} has to have one of: {', '.join(_KINDS)}")
+    kind = kinds[0]
+    unknown = set(data) - {kind, "name", *_KINDS[kind]}
     if unknown:
         raise ValueError(f"{data!r:.80} has unknown keys: {', '.join(sorted(unknown))}")
     name = data.get("name", "")
     if not isinstance(name, str):
         raise ValueError(f"{name!r:.80} is not the name of a step")
-    if kinds == ["task"]:
-        task = data["task"]
-        if not isinstance(task, str) or not task:
-            raise ValueError(f"{task!r} is not the name of a task")
-        args, kwargs = tuple(data.get("args") or ()), dict(data.get("kwargs") or {})
-        options = dict(data.get("options") or {})
-        return Job(task, args, kwargs, options, is_plain(task), bool(data.get("prepend")), name)
-    nodes = [from_dict(child, is_plain) for child in data[kinds[0]]]
+    if kind == "task":
+        return _job_from_dict(data, name, is_plain)
     scope = _scope_from_dict(data.get("scope", {}))
-    if kinds == ["series"]:
+    if kind == "choose":
+        return _choose_from_dict(data, scope, name, is_plain)
+    if kind == "map":
+        branch = from_dict(data["map"], is_plain)
+        return Map(branch, scope, name=name, **_bounds_from_dict(data))
+    nodes = [from_dict(child, is_plain) for child in data[kind]]
+    if kind == "series":
         return series(nodes, scope, name)
+    return parallel(nodes, scope, name=name, **_bounds_from_dict(data))
+
+
+_BOUNDS = ("limit", "allow", "need")
+_KINDS: dict[str, tuple[str, ...]] = {
+    "task": ("args", "kwargs", "options", "prepend"),
+    "series": ("scope",),
+    "parallel": ("scope", *_BOUNDS),
+    "map": ("scope", *_BOUNDS),
+    "choose": ("scope", "options", "default", "truth"),
+}
+"""The kinds of nodes, and what else is said of each."""
+
+
+def _job_from_dict(data: Any, name: str, is_plain: Callable[[str], bool]) -> Job:
+    task = data["task"]
+    if not isinstance(task, str) or not task:
+        raise ValueError(f"{task!r} is not the name of a task")
+    args, kwargs = tuple(data.get("args") or ()), dict(data.get("kwargs") or {})
+    options = dict(data.get("options") or {})
+    return Job(task, args, kwargs, options, is_plain(task), bool(data.get("prepend")), name)
+
+
+def _choose_from_dict(
+    data: Any, scope: Scope, name: str, is_plain: Callable[[str], bool]
+) -> Choose:
+    decider = from_dict(data["choose"], is_plain)
+    if not isinstance(decider, Job):
+        raise ValueError(f"{data['choose']!r:.80} is not a task, and only a task decides")
+    options = []
+    for key, option in data["options"]:
+        if not isinstance(key, str):
+            raise ValueError(f"{key!r:.80} is not the JSON of a value")
+        options.append((key, from_dict(option, is_plain)))
+    default = from_dict(data["default"], is_plain) if "default" in data else None
+    truth = data.get("truth", False)
+    if truth not in (True, False):
+        raise ValueError(f"truth is true or false, not {truth!r:.80}")
+    return Choose(decider, tuple(options), default, truth, name, scope)
+
+
+def _bounds_from_dict(data: Any) -> dict[str, Any]:
     limit = data.get("limit")
     if limit is not None and (type(limit) is not int or limit < 1):
         raise ValueError(f"limit is a number of at least 1, not {limit!r}")
-    return parallel(nodes, scope, limit, name)
+    allow, need = data.get("allow", False), data.get("need", 0)
+    check_bounds(allow, need)
+    return {"limit": limit, "allow": allow, "need": need}
+
+
+def check_bounds(allow: Any, need: Any) -> None:
+    """Whether a `Parallel` can have these.
+
+    Raises:
+        ValueError: saying why not.
+    """
+    is_share = isinstance(allow, float) and 0 <= allow < 1
+    is_number = isinstance(allow, (bool, int)) and allow >= 0
+    if not is_share and not is_number:
+        raise ValueError(
+            "allow_failures is a number of branches, a share of them below 1, or True for all, "
+            f"not {allow!r:.80}"
+        )
+    if type(need) is not int or need < 0:
+        raise ValueError(f"need is a number of branches of at least 1, not {need!r:.80}")
 
 
 def _scope_from_dict(data: Mapping[str, Any]) -> Scope:
@@ -310,20 +498,26 @@ def _scope_from_dict(data: Mapping[str, Any]) -> Scope:
     return scope
 
 
-def _measure(node: Series | Parallel, nodes: Sequence[Node]) -> None:
+def _measure(node: Series | Parallel | Choose, nodes: Sequence[Node]) -> None:
     if isinstance(nodes, Branches):
-        size, deepest = nodes.size, nodes.depth
+        size, deepest, tolerant = nodes.size, nodes.depth, nodes.tolerant
     else:
         size = sum(child.size for child in nodes)
         deepest = max((child.depth for child in nodes), default=0)
-    depth = 1 + deepest
+        tolerant = any(child.tolerant for child in nodes)
+    depth = _checked_depth(1 + deepest)
+    object.__setattr__(node, "size", size)
+    object.__setattr__(node, "depth", depth)
+    object.__setattr__(node, "tolerant", tolerant or is_tolerant(node))
+
+
+def _checked_depth(depth: int) -> int:
     if depth > MAX_DEPTH:
         raise PlanTooDeep(
             f"steps are nested more than {MAX_DEPTH} deep. Engage a nested clutch from inside a "
             "job (Clutch(parent=self)) where depth is a matter of data."
         )
-    object.__setattr__(node, "size", size)
-    object.__setattr__(node, "depth", depth)
+    return depth
 
 
 def job_from_json(data: list[Any]) -> Job:
@@ -342,12 +536,17 @@ def _to_json(node: Node, encode: JobEncoder) -> dict[str, Any]:
     if isinstance(node, Job):
         job: dict[str, Any] = {"job": encode(node)}
         return {**job, "name": node.name} if node.name else job
-    below = children(node)
+    nodes = children(node)
     data: dict[str, Any] = {}
-    if isinstance(below, Branches):
-        data["parallel"] = Fragment(b"[%b]" % b",".join(below.parts()))
+    if isinstance(nodes, Branches):
+        data["parallel"] = Fragment(b"[%b]" % b",".join(nodes.parts()))
+    elif isinstance(node, Map):
+        data["map"] = _to_json(node.branch, encode)
+    elif isinstance(node, Choose):
+        data["choose"] = _to_json(node.decider, encode)
+        data.update(_choices(node, lambda option: _to_json(option, encode)))
     else:
-        data[_kind(node)] = [_to_json(child, encode) for child in below]
+        data[_kind(node)] = [_to_json(child, encode) for child in nodes]
     data.update(_settings(node))
     if "scope" in data:
         data["scope"] = codec.part(data["scope"])
@@ -358,13 +557,18 @@ def _kind(node: Series | Parallel) -> str:
     return "series" if isinstance(node, Series) else "parallel"
 
 
-def _settings(node: Series | Parallel) -> dict[str, Any]:
+def _settings(node: Series | Parallel | Choose | Map) -> dict[str, Any]:
     """What is set for *node*, as data."""
     data: dict[str, Any] = {}
     if node.scope:
         data["scope"] = scope_to_json(node.scope)
-    if isinstance(node, Parallel) and node.limit is not None:
-        data["limit"] = node.limit
+    if isinstance(node, (Parallel, Map)):
+        if node.limit is not None:
+            data["limit"] = node.limit
+        if node.allow:
+            data["allow"] = node.allow
+        if node.need:
+            data["need"] = node.need
     if node.name:
         data["name"] = node.name
     return data
@@ -380,8 +584,22 @@ def _from_json(data: dict[str, Any]) -> Node:
     scope = Scope(**data.get("scope", {}))
     if "series" in data:
         return Series(tuple(_from_json(child) for child in data["series"]), scope, name)
+    if "choose" in data:
+        return _choose_from_json(data, scope, name)
+    bounds = {name: data[name] for name in ("limit", "allow", "need") if name in data}
+    if "map" in data:
+        return Map(_from_json(data["map"]), scope, name=name, **bounds)
     branches = tuple(_from_json(child) for child in data["parallel"])
-    return Parallel(branches, scope, data.get("limit"), name)
+    return Parallel(branches, scope, name=name, **bounds)
+
+
+def _choose_from_json(data: dict[str, Any], scope: Scope, name: str) -> Choose:
+    decider = _from_json(data["choose"])
+    if not isinstance(decider, Job):
+        raise TypeError(f"{decider!r:.80} is not a job")
+    options = tuple((str(key), _from_json(option)) for key, option in data["options"])
+    default = _from_json(data["default"]) if "default" in data else None
+    return Choose(decider, options, default, bool(data.get("truth")), name, scope)
 
 
 def _dumps(node: Node) -> bytes:

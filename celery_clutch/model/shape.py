@@ -2,31 +2,171 @@
 
 A *shape* is the address of a job; ``"1*3"`` for the jobs 1.0, 1.1 and 1.2; ``"1*3.4"`` for 1.0.4,
 1.1.4 and 1.2.4; or a list of shapes, one for each branch. ``""`` is the shape of nothing.
+
+Two kinds are known only while the run runs, and `resolve` says what they are: ``{"choose": address
+of the decider, "keys": {key: shape}, "else": shape, "truth": bool}`` and ``{"map": address, "of":
+shape of a branch}``. Where branches may be missing it is ``{"some": address of the parallel, "of":
+shape, "need": whether some need not have run}``, and each of them ``{"branch": its address, "of":
+shape, "need": ...}``: its value is what is stored for the branch itself, else that of the shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .plan import Branches, Job, Node, Parallel, Series, join
+import orjson
 
-Shape = str | list[Any]
+from .plan import (
+    EACH,
+    Branches,
+    Choose,
+    Job,
+    Map,
+    Node,
+    Parallel,
+    Series,
+    below,
+    is_tolerant,
+    join,
+)
+
+Shape = str | list[Any] | dict[str, Any]
+
+Decided = Callable[[str], Any]
+"""The value of a decider, or how many branches a map has, by address."""
+
+Added = Mapping[str, Sequence[tuple[str, Shape]]]
+"""Branches that were added to parallels, by the address of those: the name of each, behind that
+address, and its shape."""
 
 
-def shape(node: Node, address: str) -> Shape:
-    """The shape of *node*, which is at *address*: of a series, that of its last step."""
+def shape(node: Node, address: str, before: Shape = "") -> Shape:
+    """The shape of *node*, which is at *address*: of a series, that of its last step.
+
+    *before* is that of what comes before the node: it stands for a choice of nothing.
+    """
     if isinstance(node, Job):
         return address
     if isinstance(node, Series):
-        last = len(node.steps) - 1
-        return shape(node.steps[last], join(address, last))
+        return _of_steps(node.steps, address, before)
+    if isinstance(node, Choose):
+        return _of_choice(node, address, before)
+    if isinstance(node, Map):
+        each: Shape = {"map": address, "of": shape(node.branch, join(address, EACH))}
+        return _some(node, address, each)
+    return _some(node, address, _of_branches(node, address))
+
+
+def _of_steps(steps: Sequence[Node], address: str, before: Shape) -> Shape:
+    if not steps:
+        return before
+    last = len(steps) - 1
+    if _may_pass(steps[last]):
+        before = _of_steps(steps[:last], address, before)
+    return shape(steps[last], join(address, last), before)
+
+
+def _may_pass(node: Node) -> bool:
+    """Whether the node may have no value of its own."""
+    if isinstance(node, Choose):
+        return node.truth or any(_may_pass(option) for _, option in node.branches())
+    return isinstance(node, Series) and all(map(_may_pass, node.steps))
+
+
+def _of_choice(node: Choose, address: str, before: Shape) -> Shape:
+    """The shapes of the options by key; of nothing, that of what came before."""
+    places = [place for place, _ in below(node, address)]
+    keys: dict[str, Shape] = {}
+    other: Shape = before
+    for (key, option), place in zip(node.branches(), places[1:], strict=True):
+        if key is None:
+            other = shape(option, place, before)
+        else:
+            keys[key] = shape(option, place, before)
+    return {"choose": places[0], "keys": keys, "else": other, "truth": node.truth}
+
+
+def _of_branches(node: Parallel, address: str) -> Shape:
     tails: set[str | None] = (
         {""} if _only_jobs(node) else {_tail(branch) for branch in node.branches}
     )
     if len(tails) == 1 and None not in tails:
         return f"{address}*{len(node.branches)}{tails.pop()}"
     return [shape(branch, join(address, i)) for i, branch in enumerate(node.branches)]
+
+
+def _some(node: Parallel | Map, address: str, of: Shape) -> Shape:
+    if not is_tolerant(node):
+        return of
+    return {"some": address, "of": of, "need": bool(node.need)}
+
+
+def resolve(of: Shape, decided: Decided, added: Added | None = None) -> Shape:
+    """*of* as it is in a run, without what was to be decided.
+
+    *added* are the branches that were added while it ran.
+    """
+    added = added or {}
+    if isinstance(of, str):
+        address, star, _ = of.partition("*")
+        if star and address in added:
+            return [*members(of), *(each for _, each in added[address])]
+        return of
+    if isinstance(of, list):
+        found = [resolve(member, decided, added) for member in of]
+        more = [branches for address, branches in added.items() if _is_of(of, address)]
+        return [*found, *(each for branches in more for _, each in branches)]
+    if "choose" in of:
+        key = choice(of, decided(of["choose"]))
+        return resolve(of["else"] if key is None else of["keys"][key], decided, added)
+    if "map" in of:
+        return _resolve_map(of, decided, added)
+    if "some" in of:
+        return {**of, "of": resolve(of["of"], decided, added)}
+    return {**of, "of": resolve(of["of"], decided, added)}
+
+
+def _resolve_map(of: Mapping[str, Any], decided: Decided, added: Added) -> Shape:
+    address, width = of["map"], int(decided(of["map"]))
+    branch, start = of["of"], f"{of['map']}.{EACH}"
+    uniform = isinstance(branch, str) and "*" not in branch and branch.count(EACH) == 1
+    if uniform and address not in added and width:
+        return f"{address}*{width}{branch[len(start) :]}"
+    found = [resolve(substitute(branch, index), decided, added) for index in range(width)]
+    return [*found, *(each for _, each in added.get(address, ()))]
+
+
+def choice(of: Mapping[str, Any], value: Any) -> str | None:
+    """Which of the options of a choice the *value* of the decider stands for: its key, or None for
+    what runs else."""
+    key = key_of(value, truth=of.get("truth", False))
+    return key if key in of["keys"] else None
+
+
+def key_of(value: Any, *, truth: bool = False) -> str:
+    """The key that a value stands for; with *truth* that of whether it is true."""
+    return orjson.dumps(bool(value) if truth else value).decode()
+
+
+def substitute(of: Any, index: int | str) -> Any:
+    """*of*, any JSON, with *index* in the place of the first `EACH` of each string."""
+    if isinstance(of, str):
+        return of.replace(EACH, str(index), 1)
+    if isinstance(of, (list, tuple)):
+        return [substitute(each, index) for each in of]
+    if isinstance(of, dict):
+        return {key: substitute(value, index) for key, value in of.items()}
+    return of
+
+
+def is_open(of: Shape) -> bool:
+    """Whether something in *of* is decided while the run runs."""
+    if isinstance(of, list):
+        return any(map(is_open, of))
+    if isinstance(of, dict):
+        return "choose" in of or "map" in of or is_open(of["of"])
+    return False
 
 
 def checked(value: Any) -> Shape:
@@ -39,6 +179,8 @@ def checked(value: Any) -> Shape:
         for each in value:
             checked(each)
         return value
+    if isinstance(value, dict):
+        return _checked_kind(value)
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.80} is not a shape")
     _, star, rest = value.partition("*")
@@ -47,9 +189,24 @@ def checked(value: Any) -> Shape:
     return value
 
 
+def _checked_kind(value: dict[str, Any]) -> Shape:
+    kinds = [kind for kind in ("choose", "map", "some", "branch") if kind in value]
+    if len(kinds) != 1 or not isinstance(value[kinds[0]], str):
+        raise TypeError(f"{value!r:.80} is not a shape")
+    if kinds == ["choose"]:
+        keys = value.get("keys")
+        if not isinstance(keys, dict):
+            raise TypeError(f"{value!r:.80} is not a shape")
+        for each in (*keys.values(), value.get("else")):
+            checked(each)
+    else:
+        checked(value.get("of"))
+    return value
+
+
 def ends(node: Node) -> int:
-    """How many jobs end *node*."""
-    if isinstance(node, Job):
+    """How many jobs end *node*; one thing does where that is known only while the run runs."""
+    if isinstance(node, (Job, Choose, Map)) or is_tolerant(node):
         return 1
     if isinstance(node, Series):
         return ends(node.steps[-1])
@@ -58,11 +215,20 @@ def ends(node: Node) -> int:
     return sum(ends(branch) for branch in node.branches)
 
 
+def ends_wide(node: Node) -> bool:
+    """Whether *node* ends with a parallel, so that there may be more ends than `ends` knows of."""
+    if isinstance(node, Series):
+        return bool(node.steps) and ends_wide(node.steps[-1])
+    return isinstance(node, Parallel) and not is_tolerant(node)
+
+
 def members(of: Shape) -> Sequence[Shape]:
     """The shapes of the entries of ``previous_results``: the branches of a parallel, or the one
     job."""
     if isinstance(of, list):
         return of
+    if isinstance(of, dict):
+        return _members_of_some(of) if "some" in of else [of]
     if not of:
         return []
     address, star, rest = of.partition("*")
@@ -73,13 +239,36 @@ def members(of: Shape) -> Sequence[Shape]:
     return [f"{address}.{index}{suffix}" for index in range(int(width))]
 
 
+def _members_of_some(of: Mapping[str, Any]) -> list[Shape]:
+    found: list[Shape] = []
+    for index, member in enumerate(members(of["of"])):
+        branch = _branch_of(of["some"], index, member)
+        found.append({"branch": branch, "of": member, "need": of.get("need", False)})
+    return found
+
+
+def _branch_of(address: str, index: int, member: Shape) -> str:
+    """The address of a branch; one that was added is not known by its number."""
+    first = next(addresses(member), "")
+    if first.startswith(f"{address}."):
+        return join(address, first[len(address) + 1 :].partition(".")[0])
+    return join(address, index)
+
+
 def is_parallel(of: Shape) -> bool:
     """Whether *of* is the shape of a parallel."""
+    if isinstance(of, dict):
+        return "some" in of or "map" in of or ("branch" in of and is_parallel(of["of"]))
     return isinstance(of, list) or "*" in of
 
 
 def addresses(of: Shape) -> Iterator[str]:
-    """The address of every job in a shape, in definition order."""
+    """Every address in a shape where a value may be, in definition order."""
+    if isinstance(of, dict) and "branch" in of:
+        yield of["branch"]
+        if of["of"] != of["branch"]:
+            yield from addresses(of["of"])
+        return
     if not is_parallel(of):
         yield from members(of)  # type: ignore[misc]
         return
@@ -87,11 +276,41 @@ def addresses(of: Shape) -> Iterator[str]:
         yield from addresses(member)
 
 
-def arrange(of: Shape, values: Iterator[Any]) -> Any:
-    """The *values* of the addresses of a shape, in their order, nested as the shape is."""
-    if not is_parallel(of):
-        return next(values)
-    return [arrange(member, values) for member in members(of)]
+def arrange(of: Shape, values: Mapping[str, Any], missing: Callable[[str, bool], Any]) -> Any:
+    """The *values* by address, nested as the shape is.
+
+    *missing* gives what stands for the value of an address that has none, or raises; it is told
+    whether there need not be one.
+    """
+    if isinstance(of, dict) and "branch" in of:
+        return _arrange_branch(of, values, missing)
+    if is_parallel(of):
+        return [arrange(member, values, missing) for member in members(of)]
+    if not of:
+        return missing("", True)
+    assert isinstance(of, str)
+    return values[of] if of in values else missing(of, False)
+
+
+def _arrange_branch(
+    of: Mapping[str, Any], values: Mapping[str, Any], missing: Callable[[str, bool], Any]
+) -> Any:
+    branch = of["branch"]
+    if branch in values:
+        return values[branch]
+    if of.get("need") and any(each not in values for each in addresses(of["of"])):
+        return missing(branch, True)
+    return arrange(of["of"], values, missing)
+
+
+def _is_of(shapes: Sequence[Shape], address: str) -> bool:
+    """Whether *shapes* are those of the branches of the parallel at *address*."""
+    for index, member in enumerate(shapes):
+        branch = f"{address}.{index}"
+        first = next(addresses(member), "")
+        if first != branch and not first.startswith(f"{branch}."):
+            return False
+    return bool(shapes)
 
 
 def _only_jobs(node: Parallel) -> bool:
@@ -101,11 +320,11 @@ def _only_jobs(node: Parallel) -> bool:
 
 def _tail(branch: Node) -> str | None:
     """What stands behind the address of a branch in that of its last job; None where there are
-    several."""
+    several, or that is not known."""
     if isinstance(branch, Job):
         return ""
-    if isinstance(branch, Parallel):
+    if not isinstance(branch, Series) or not branch.steps:
         return None
     last = len(branch.steps) - 1
-    below = _tail(branch.steps[last])
-    return None if below is None else f".{last}{below}"
+    below_it = _tail(branch.steps[last])
+    return None if below_it is None else f".{last}{below_it}"

@@ -21,15 +21,25 @@ from celery.canvas import Signature
 from .. import signals
 from ..compile import canvas, pages, publish, record
 from ..compile.header import NAME, Header, is_header, job_due
-from ..compile.pages import Expand, Narrow, Start
-from ..errors import CorruptRecord, MissingResult, NestedClutchFailed
+from ..compile.pages import Expand, Mapped, Narrow, Passed, Start
+from ..errors import CorruptRecord, MissingResult, NestedClutchFailed, NoSuchChoice, NotAList
 from ..extend import observers
 from ..extend.plugins import runtime
 from ..model import codec
+from ..model.absent import Failed
 from ..model.events import JobFinished
 from ..model.status import Failure, State
-from ..stores.base import NOTHING, Attempted, Barrier, Completed, Completion, Record
+from ..stores.base import (
+    NOTHING,
+    Attempted,
+    Barrier,
+    Completed,
+    Completion,
+    Record,
+    Tolerance,
+)
 from . import eager, handlers, journal
+from .loading import Loader
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +54,7 @@ class Outbox:
         dead: those of jobs that have no further attempt; they need none either.
         attempts: how many attempts of a job are known to have failed, by address: a message of one
             of those would be taken for a copy.
+        grown: branches may have been added.
     """
 
     def __init__(
@@ -53,20 +64,24 @@ class Outbox:
         skip: Collection[str] = (),
         dead: Collection[str] = (),
         attempts: Mapping[str, int] = NOTHING,
+        grown: bool = True,
     ) -> None:
+        own = runtime(app)
         self.app = app
-        self.store = runtime(app).store
+        self.store = own.store
         self.run = origin.run
         self.generation = origin.generation
         self.compiler = canvas.Compiler(app, origin)
         self.skip = {*skip, *dead}
         self.dead = dead
         self.attempts = attempts
+        self.grown = grown
+        self.loader = Loader(self.store, self.run, own.settings.window, self._decide)
         self.chains: list[list[Signature]] = []
         self._published: list[str] = []  # what is sent when all is sent
         self._later: dict[str, float] = {}  # what is due at a time of its own
         self._seen: set[str] = set()
-        self._open: dict[str, bool] = {}
+        self._counts: dict[str, int] = {}
         self._unfinished: list[str] = []  # the jobs that the way on stops at
 
     # --- a page that is due for the first time ----------------------------------------------
@@ -74,21 +89,21 @@ class Outbox:
     def page(self, key: str, data: bytes | None = None) -> None:
         """A page of a run in which nothing of it has begun."""
         before = len(self.chains)
-        for start in self._load(key, data):
+        for start in self.loader.load(key, data):
             self._start(key, start)
         self._receipt(f"page {key}", before)
 
     def expanded(self, key: str) -> None:
         """A page that another one stands for: what is left of it."""
-        starts = self._load(key, None)
+        starts = self.loader.load(key)
         done = self._finished(starts)
         for start in starts:
-            if isinstance(start, tuple):
-                left = _left(start, done)
-                if left:
-                    self._chain(key, left)
-            else:
+            if not isinstance(start, tuple):
                 self._start(key, start)
+                continue
+            left = _left(start, done)
+            if left and not self._is_over(left[0], done):
+                self._chain(key, left)
 
     def _start(self, key: str, start: Start) -> None:
         if isinstance(start, Expand):
@@ -96,7 +111,7 @@ class Outbox:
         elif isinstance(start, Narrow):
             for each in start.starts:
                 self._start(key, each)
-        else:
+        elif isinstance(start, tuple):
             self._chain(key, start)
 
     def _expand(self, start: Expand, *, rest: bool = False) -> None:
@@ -112,7 +127,7 @@ class Outbox:
 
     def job(self, page: str, address: str, retries: int = 0) -> None:
         """A job and what is behind it in its chain."""
-        for chain in _chains(self._load(page, None)):
+        for chain in _chains(self.loader.load(page)):
             for index, item in enumerate(chain):
                 if item.at == address:
                     self._chain(page, chain[index:], due=True, retries=retries)
@@ -127,6 +142,10 @@ class Outbox:
             self._receipt(key, before)
 
     def _chain(self, page: str, items: pages.Chain, *, due: bool = False, retries: int = 0) -> None:
+        first = items[0]
+        previous = self.loader.decisions.resolve(first.previous, grown=self.grown)
+        if previous != first.previous:
+            items = (replace(first, previous=previous), *items[1:])
         tasks = self.compiler.chain(page, items, due=due)
         before = len(self.chains)
         self.chains.append(tasks)
@@ -156,7 +175,7 @@ class Outbox:
             if key in self._seen:
                 continue
             self._seen.add(key)
-            further = self._rest_of_page(key, self._load(key, data))
+            further = self._rest_of_page(key, self.loader.load(key, data))
             todo.extend(reversed(further))
             data = None
 
@@ -168,8 +187,12 @@ class Outbox:
         for start in starts:
             if isinstance(start, Narrow):
                 self._branches(start)
-            elif not isinstance(start, Expand):
+            elif isinstance(start, tuple):
                 further.extend(self._rest_of_chain(key, start, done))
+            elif isinstance(start, Passed):
+                further.extend(self._behind(start.barriers))
+            elif not isinstance(start, Expand):
+                raise TypeError(f"{start!r:.80} is not loaded")
             elif len(self.chains) > before:
                 self._expand(start, rest=True)  # a window of pages is left, as at first
             else:
@@ -180,14 +203,40 @@ class Outbox:
         """Collect what is left of a chain, or the keys of the pages behind it."""
         left = _left(chain, done)
         if left:
+            tolerance = self._is_over(left[0], done)
+            if tolerance is not None:
+                return self._behind(tolerance.barriers, {tolerance.member})
             self._unfinished.append(left[0].at)
             if left[0].at not in self.skip:
                 self._chain(key, left)
             return []
+        last = chain[-1]
+        barriers = last.barriers
+        if last.choices is not None:
+            choice = last.choices.of(self.loader.decisions(last.at))
+            barriers = choice.barriers if choice else ()
+        return self._behind(barriers)
+
+    def _is_over(self, item: pages.Item, done: Collection[str]) -> Tolerance | None:
+        """The branch of the item that is over although the item has no result: it has died, or is
+        not needed."""
+        for tolerance in item.tolerances:
+            if tolerance.member in done:
+                return tolerance
+            if tolerance.need and self._count(tolerance.step) >= tolerance.need:
+                return tolerance
+        return None
+
+    def _behind(self, barriers: Iterable[Barrier], opened: Iterable[str] = ()) -> list[str]:
+        """The keys of the pages behind those of *barriers* that are open; *opened* are gates."""
         further: list[str] = []
-        for barrier in chain[-1].barriers:
+        gates = {"", *opened}
+        for barrier in barriers:
+            if barrier.gate not in gates or not self.is_open(barrier):
+                continue
+            gates.add(barrier.name)
             kind, _, page = barrier.then.partition(" ")
-            if kind == "page" and self.is_open(barrier):
+            if kind == "page":
                 further.append(page)
         return further
 
@@ -214,7 +263,7 @@ class Outbox:
         todo, seen = [key], {key}
         while todo:
             page = todo.pop()
-            for start in self._load(page, None):
+            for start in self.loader.load(page):
                 for item in pages.items((start,)):
                     if item.at == address:
                         return Header.of_item(self.compiler.origin, page, item)
@@ -225,12 +274,18 @@ class Outbox:
 
     def is_open(self, barrier: Barrier) -> bool:
         """Whether all that *barrier* waits for is done, given that one of its jobs is."""
-        if barrier.width == 1:
+        if barrier.width == 1 and not barrier.grows:
             return True
-        known = self._open.get(barrier.name)
+        if self._count(barrier.name) < barrier.width:
+            return False
+        return self._count(barrier.name) >= barrier.width + self._count(f"more {barrier.name}")
+
+    def _count(self, name: str) -> int:
+        """How much a barrier has counted."""
+        known = self._counts.get(name)
         if known is None:
-            (count,) = self.store.patiently(self.store.counts, self.run, [barrier.name])
-            known = self._open[barrier.name] = count >= barrier.width
+            (known,) = self.store.patiently(self.store.counts, self.run, [name])
+            self._counts[name] = known
         return known
 
     # --- sending --------------------------------------------------------------------------------
@@ -267,15 +322,31 @@ class Outbox:
                 return
         self._published.append(key)
 
-    def _load(self, key: str, data: bytes | None) -> tuple[Start, ...]:
-        if data is not None:
-            return pages.loads(data)
-        return canvas.load_page(self.store, self.run, key)
+    def _decide(self, start: Mapped, width: int) -> None:
+        """A map has so many branches, from now on."""
+        origin = self.compiler.origin
+        done = Completion(
+            run=self.run,
+            address=start.at,
+            generation=self.generation,
+            value=b"%d" % width,
+            token=f"map {start.at}",
+            barriers=() if width else start.barriers,
+            jobs=width * start.size - 1,
+            counts=0,
+        )
+        complete(self.app, replace(origin, at=start.at), done, None)
 
     def _finished(self, starts: Iterable[Start]) -> set[str]:
-        """The jobs of *starts* that have a result, without those of further pages."""
-        wanted = [item.at for start in starts if isinstance(start, tuple) for item in start]
-        found: set[str] = self.store.patiently(self.store.finished, self.run, wanted)
+        """Which jobs of *starts* have a result, without those of further pages, and which of the
+        branches that they are in have died."""
+        wanted: dict[str, None] = {}
+        for start in starts:
+            if isinstance(start, tuple):
+                for item in start:
+                    wanted[item.at] = None
+                    wanted.update((each.member, None) for each in item.tolerances)
+        found: set[str] = self.store.patiently(self.store.finished, self.run, list(wanted))
         return found
 
 
@@ -288,6 +359,8 @@ def follow(
     due: Sequence[str],
     found: Mapping[str, bytes],
     chain: Sequence[Any] = (),
+    *,
+    grown: bool = True,
 ) -> None:
     """Send what a job has made due.
 
@@ -300,14 +373,15 @@ def follow(
         due: as the store has answered.
         found: pages among them.
         chain: what is behind the job in its message, as Celery has it: the last is next.
+        grown: branches may have been added.
     """
     if not due:
         return
     if app.conf.task_always_eager:
-        _follow(app, origin, due, found, ())
+        _follow(app, origin, due, found, (), grown)
         return
     try:
-        _follow(app, origin, due, found, chain)
+        _follow(app, origin, due, found, chain, grown)
     except Exception:
         logger.exception("what follows in run %s is due, but could not be sent now", origin.run)
 
@@ -318,8 +392,9 @@ def _follow(
     due: Sequence[str],
     found: Mapping[str, bytes],
     chain: Sequence[Any],
+    grown: bool,
 ) -> None:
-    outbox = Outbox(app, origin)
+    outbox = Outbox(app, origin, grown=grown)
 
     def collect(key: str, kind: str, rest: str) -> None:
         if kind == "page" and not origin.generation:
@@ -351,7 +426,7 @@ def deliver(outbox: Outbox, due: Sequence[str], collect: Callable[[str, str, str
             continue
         try:
             collect(key, kind, rest)
-        except (MissingResult, CorruptRecord) as exc:
+        except (MissingResult, NotAList, CorruptRecord) as exc:
             unreadable(outbox.app, outbox.compiler.origin, rest, exc)
     outbox.send()
     told.sort(key=_order)
@@ -386,7 +461,7 @@ def _carried(app: Celery, chain: Sequence[Any], generation: int, key: str) -> li
 
 def unreadable(app: Celery, origin: Header, key: str, exc: Exception) -> None:
     """A page that is to be sent is gone, or is not what was stored: the run cannot go on."""
-    address = f"page {key}"
+    address = getattr(exc, "address", "") or f"page {key}"
     failure = handlers.describe(exc, address, canvas.ADVANCE, None)
     failure = replace(failure, final=True)
     fail(app, replace(origin, at=address), failure, f"page {key}")
@@ -441,15 +516,15 @@ def complete(
     app: Celery,
     header: Header,
     done: Completion,
-    event: Callable[[], JobFinished],
+    event: Callable[[], JobFinished] | None,
     chain: Sequence[Any] = (),
 ) -> Completed:
-    """Record a result, and send what follows."""
+    """Record a result, and send what follows; without an *event* it is not that of a job."""
     own = runtime(app)
     if observers.heard(own, signals.clutch_step_settled):
         done = replace(done, settles=header.settles_alone())
     answer = own.store.patiently(own.store.complete, done)
-    if answer.fresh:
+    if answer.fresh and event is not None:
         observers.emit(own, signals.clutch_job_finished, event)
     for step in answer.settled:
         handlers.settled(app, header, step, failed=f"failure {step}" in answer.due)
@@ -457,7 +532,7 @@ def complete(
         handlers.finished(app, header.run, State.SUCCEEDED)
     if answer.due:
         origin = replace(header.origin, generation=answer.generation)
-        follow(app, origin, answer.due, answer.pages, chain)
+        follow(app, origin, answer.due, answer.pages, chain, grown=answer.unusual)
     return answer
 
 
@@ -483,10 +558,12 @@ def fail(
         settles=header.settled_by_failure(loud=loud, final=failure.final),
         turns=header.narrow,
         retry=None if retry_at is None else (header.due, retry_at),
+        tolerances=header.tolerances,
+        stand_in=Failed(failure.address, failure.exception, failure.message).dumps(),
     )
     answer = own.store.patiently(own.store.fail, failed)
     if answer.recorded:
-        journal.failed(header, failure)
+        journal.failed(header, failure, tolerated=answer.tolerated)
         event = handlers.failed(header, failure)
         observers.emit(own, signals.clutch_job_failed, lambda: event)
     for step in answer.settled:
@@ -494,7 +571,9 @@ def fail(
             handlers.settled(app, header, step, failed=True)
     if answer.died:
         handlers.finished(app, header.run, State.FAILED, f"job {header.at} is dead")
-    follow(app, header.origin, answer.due, answer.pages)
+    if answer.succeeded:
+        handlers.finished(app, header.run, State.SUCCEEDED)
+    follow(app, header.origin, answer.due, answer.pages, grown=answer.unusual)
 
 
 # --- nested runs --------------------------------------------------------------------------------
@@ -601,7 +680,9 @@ def wait_for_nested(app: Celery, header: Header, data: bytes) -> None:
     complete_held(app, header, parent, data, outcomes)
 
 
-def reopen(app: Celery, run: str) -> tuple[Record, record.Meta] | None:
+def reopen(
+    app: Celery, run: str, *, retry_tolerated: bool = False
+) -> tuple[Record, record.Meta] | None:
     """Raise the generation of *run*, for what is left of it.
 
     None if that was not to be done, or if the run is gone. A run of which nothing was left has
@@ -612,7 +693,10 @@ def reopen(app: Celery, run: str) -> tuple[Record, record.Meta] | None:
     if found is None or found.state is State.SUCCEEDED:
         return None
     sources = (State.RUNNING, State.FAILED, State.CANCELLED)
-    if not store.transition(run, sources, State.RUNNING, found.generation):
+    moved = store.transition(
+        run, sources, State.RUNNING, found.generation, retry_tolerated=retry_tolerated
+    )
+    if not moved:
         return None  # somebody else has just resumed it
     found = store.patiently(store.read, run)
     if found is None:
@@ -641,17 +725,39 @@ def completion(
     if header.next:
         since = time.time() if begins is None else begins
         following = job_due(header.page, header.next), since
+    barriers, skips = header.barriers, 0
+    if header.choices is not None and value:
+        choice = chosen(header, codec.decode_result(value))
+        barriers, skips = choice.barriers, choice.skips
     return Completion(
         run=header.run,
         address=header.at,
         generation=header.generation,
         value=value,
         token=token,
-        barriers=header.barriers,
+        barriers=barriers,
         next=following,
         changes=changes,
         info=info,
+        skips=skips,
     )
+
+
+def chosen(header: Header, value: Any) -> pages.Choice:
+    """What follows the decider of *header*, which has returned *value*.
+
+    Raises:
+        NoSuchChoice: nothing does.
+    """
+    assert header.choices is not None
+    choice = header.choices.of(value)
+    if choice is None:
+        keys = ", ".join(str(option.key) for option in header.choices.options)
+        raise NoSuchChoice(
+            f"job {header.at} has decided for {value!r:.80}, which is no option, and there is no "
+            f"default; the options are {keys}"
+        )
+    return choice
 
 
 def finished_event(
@@ -723,7 +829,15 @@ def _leads_to(start: Start) -> list[str]:
         return [start.page]
     if isinstance(start, Narrow):
         return [f"{start.at}/{number}" for number in range(start.width)]
-    thens = [barrier.then.partition(" ") for item in start for barrier in item.barriers]
+    barriers: list[Barrier] = []
+    if isinstance(start, Passed):
+        barriers.extend(start.barriers)
+    elif isinstance(start, tuple):
+        for item in start:
+            barriers.extend(item.barriers)
+            for choice in item.choices.options if item.choices else ():
+                barriers.extend(choice.barriers)
+    thens = [barrier.then.partition(" ") for barrier in barriers]
     return [key for kind, _, key in thens if kind == "page"]
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from celery import Celery
 
-from ..compile import canvas, record
+from ..compile import canvas, record, values
 from ..compile.header import NAME, Header
-from ..errors import ClutchExpired, JobLost, StoreUnavailable
+from ..errors import ClutchExpired, JobLost, NotAList, StoreUnavailable
 from ..extend.plugins import runtime
-from ..model import codec
+from ..model import absent, codec
 from ..model.data import Data
-from ..model.events import JobStarted
+from ..model.events import JobFinished, JobStarted
 from ..model.names import Names, Results
 from ..model.shape import Shape
 from ..model.status import State, isoformat
@@ -93,9 +93,12 @@ class Attempt:
             self.away = exc
             raise
 
+    def _resolved(self, of: Shape) -> Shape:
+        return values.Decisions(self.store, self.header.run).resolve(of)
+
     def _read(self, of: Shape) -> Any:
         try:
-            (value,) = canvas.read_members(self.store, self.header.run, [of], existed=True)
+            (value,) = values.read(self.store, self.header.run, [self._resolved(of)], existed=True)
         except StoreUnavailable as exc:
             self.away = exc
             raise
@@ -138,6 +141,7 @@ class Attempt:
             page=header.page,
             receipts=tuple(receipts),
             lapsed=lapsed,
+            unless=header.unless,
         )
         return self.store.patiently(self.store.begin, claim)
 
@@ -161,7 +165,22 @@ class Attempt:
         self.store.patiently(self.store.release, header.run, header.at, leases.owner(), self.turn)
 
     def encode(self, value: Any) -> bytes:
-        return codec.encode_result(value, self.header.at, self.runtime.settings.max_result_bytes)
+        """What the job has returned, as JSON.
+
+        Raises:
+            NonJSONResult, ResultTooLarge: it cannot be stored.
+            NotAList, NoSuchChoice: what follows cannot be made of it.
+        """
+        header = self.header
+        data = codec.encode_result(value, header.at, self.runtime.settings.max_result_bytes)
+        if header.gives and not isinstance(value, (list, tuple)):
+            kind = type(value).__name__
+            raise NotAList(
+                f"job {header.at} has returned {kind}, and a map follows: it takes a list"
+            )
+        if header.choices is not None:
+            advance.chosen(header, value)
+        return data
 
     def kept(self, data: bytes) -> Any:
         """What Celery is handed of the value *data*: itself where it is kept, else None."""
@@ -171,18 +190,28 @@ class Attempt:
         """The result that the job has in the store, if it is there still."""
         header = self.header
         (data,) = self.store.patiently(self.store.values, header.run, [header.at])
-        return None if data is Missing else codec.decode_result(data)
+        return None if data is Missing else absent.decode(data)
+
+    def stop(self, outcome: record.Held) -> Completed:
+        """Record *outcome*, and end the run with it."""
+        header = replace(self.header, barriers=(), choices=None, next="")
+        done = advance.completion(header, outcome.value, outcome.changes, outcome.info, self.token)
+        event = self._finished_event(outcome)
+        return advance.complete(self.app, header, replace(done, stop=outcome.value), event)
+
+    def _finished_event(self, outcome: record.Held) -> Callable[[], JobFinished]:
+        task_id = str(getattr(self.request, "id", "") or "")
+        return advance.finished_event(self.header, self.task, task_id, outcome.info)
 
     def complete(self, outcome: record.Held) -> Completed:
         """Record *outcome*, and send what follows."""
-        header, task_id = self.header, str(getattr(self.request, "id", "") or "")
+        header = self.header
         chain: Sequence[Any] = getattr(self.request, "chain", None) or ()
         begins = advance.begins_at(chain[-1].get("options") or {}) if chain else None
         done = advance.completion(
             header, outcome.value, outcome.changes, outcome.info, self.token, begins
         )
-        event = advance.finished_event(header, self.task, task_id, outcome.info)
-        return advance.complete(self.app, header, done, event, chain)
+        return advance.complete(self.app, header, done, self._finished_event(outcome), chain)
 
     def repeat(self) -> bool:
         """The job has its result, from a message before this one: send what has been due for long.
@@ -228,7 +257,7 @@ class Attempt:
         """The previous results, read once."""
         if self.previous is None:
             try:
-                self.previous = canvas.previous_values(self.store, self.header)
+                self.previous = values.previous_values(self.store, self.header)
             except StoreUnavailable as exc:
                 self.away = exc
                 raise
@@ -244,10 +273,14 @@ def why_dropped(header: Header, peeked: tuple[State, int] | None) -> str:
     if peeked is None:
         return "the run is gone: it was forgotten, or has expired"
     state, generation = peeked
+    if state is State.SUCCEEDED:
+        return "the run has ended without the job"
     if state is State.CANCELLED:
         return "the run was cancelled"
     if generation != header.generation:
         return f"the run was resumed; this message is of generation {header.generation}"
+    if header.unless:
+        return "the job is not needed: enough other branches have succeeded; or it is a copy"
     return "this attempt of the job, or a later one, has ended; this message is a copy"
 
 

@@ -92,9 +92,12 @@ def _is_unsent(prepared: Prepared) -> bool:
     return same and plan == prepared.encoded[canvas.PLAN]
 
 
-def resume(app: Celery, run: str) -> bool:
-    """Run again what has no result; whether there was anything to resume."""
-    reopened = advance.reopen(app, run)
+def resume(app: Celery, run: str, *, retry_tolerated: bool = False) -> bool:
+    """Run again what has no result; whether there was anything to resume.
+
+    *retry_tolerated* is as for `ResultStore.transition`.
+    """
+    reopened = advance.reopen(app, run, retry_tolerated=retry_tolerated)
     if reopened is None:
         return False
     found, meta = reopened

@@ -134,7 +134,7 @@ def finished(app: Celery, run: str, state: State, why: str = "") -> None:
             meta.tags,
             found.state,
             found.generation,
-            meta.jobs,
+            found.jobs,
             found.done,
             found.created_at,
             found.ended_at or found.updated_at,

@@ -25,7 +25,7 @@ from celery.worker.control import inspect_command
 
 from ..compile import canvas, compat, record
 from ..compile.header import NAME, Header
-from ..errors import ConfigurationError, CorruptRecord, MissingResult, StoreUnavailable
+from ..errors import ConfigurationError, CorruptRecord, MissingResult, NotAList, StoreUnavailable
 from ..extend.plugins import runtime
 from ..model.status import State
 from ..stores.base import Verdict
@@ -71,7 +71,8 @@ def advance_page(self: InternalTask, page: str, rest: bool = False) -> None:
     header = self.header()
     store = runtime(self.app).store
     peeked = store.patiently(store.peek, header.run)
-    if peeked is None or peeked[0] is State.CANCELLED or peeked[1] != header.generation:
+    over = (State.CANCELLED, State.SUCCEEDED)
+    if peeked is None or peeked[0] in over or peeked[1] != header.generation:
         why = why_dropped(header, peeked)
         journal.dropped(header, why)
         raise Ignore(why)
@@ -81,7 +82,7 @@ def advance_page(self: InternalTask, page: str, rest: bool = False) -> None:
             outbox.rest(page)
         else:
             outbox.expanded(page)
-    except (MissingResult, CorruptRecord) as exc:
+    except (MissingResult, NotAList, CorruptRecord) as exc:
         advance.unreadable(self.app, header.origin, page, exc)
         raise
     outbox.send()
@@ -124,7 +125,8 @@ def _is_kept(attempt: Attempt) -> bool:
     """
     header, store = attempt.header, attempt.store
     peeked = store.patiently(store.peek, header.run)
-    return peeked is not None and (peeked[0] is State.CANCELLED or peeked[1] != header.generation)
+    over = (State.CANCELLED, State.SUCCEEDED)
+    return peeked is not None and (peeked[0] in over or peeked[1] != header.generation)
 
 
 @shared_task(name=canvas.ON_ERROR, base=InternalTask)

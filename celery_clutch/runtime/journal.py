@@ -46,11 +46,14 @@ def ended(run: str, state: State, why: str = "") -> None:
     _info("run %s has ended: %s%s", run, state.value, why and f", {why}", run=run)
 
 
-def failed(header: Header, failure: Failure) -> None:
-    """An attempt of a job has failed."""
+def failed(header: Header, failure: Failure, *, tolerated: bool = False) -> None:
+    """An attempt of a job has failed; *tolerated*: the run goes on without its branch."""
     message = printable(failure.message.strip().partition("\n")[0])
     if len(message) > LONGEST:
         message = f"{message[:LONGEST]}..."
+    then = "it is dead" if failure.final else "another attempt follows"
+    if tolerated:
+        then = "it is dead, and the run goes on without it"
     _info(
         "job %s %s of run %s has failed in attempt %d: %s: %s; %s",
         header.at,
@@ -59,7 +62,7 @@ def failed(header: Header, failure: Failure) -> None:
         failure.attempt,
         failure.exception,
         message,
-        "it is dead" if failure.final else "another attempt follows",
+        then,
         run=header.run,
         address=header.at,
     )

@@ -22,13 +22,14 @@ from celery import Task
 from celery.exceptions import Ignore, Reject, Retry, WorkerShutdown, WorkerTerminate
 
 from .. import signals
-from ..compile import canvas, compat, publish, record
+from ..compile import canvas, compat, publish, record, values
 from ..compile.header import NAME, Header, is_ours
 from ..errors import AlreadyEngaged, BuildError, JobLost, ResultError, StoreUnavailable
 from ..extend import observers
 from ..model import shape
 from ..model.data import Data
 from ..model.names import Results
+from ..model.stop import Stop
 from ..stores.base import Verdict
 from . import advance, journal
 from .attempt import FRESH, Attempt, lost, put_off, too_late
@@ -275,7 +276,10 @@ class ClutchTask(Task):
             attempt.fail(late, final=True)
             raise late
         observers.emit(attempt.runtime, signals.clutch_job_started, attempt.started_event)
-        value, outcome = self._run(attempt, args, kwargs)
+        try:
+            value, outcome = self._run(attempt, args, kwargs)
+        except Stop as stop:
+            return self._stop(attempt, stop.value)
         if attempt.replaced:  # only an eager replace returns; the value has been collected
             return None
         if attempt.nested:
@@ -283,6 +287,18 @@ class ClutchTask(Task):
         attempt.complete(outcome)
         self.request.chain = None
         # Celery hands the value to the task's own links; else nothing needs it, by default.
+        return value if self.request.callbacks else attempt.kept(outcome.value)
+
+    def _stop(self, attempt: Attempt, value: Any) -> Any:
+        """The job has ended the run."""
+        try:
+            outcome = attempt.outcome(value)
+        except Exception as exc:
+            self._failed(attempt, exc)
+            raise
+        attempt.composed.clear()
+        attempt.stop(outcome)
+        self.request.chain = None
         return value if self.request.callbacks else attempt.kept(outcome.value)
 
     def _repeat(self, attempt: Attempt) -> Any:
@@ -307,7 +323,7 @@ class ClutchTask(Task):
     def _run(self, attempt: Attempt, args: Any, kwargs: Any) -> tuple[Any, record.Held]:
         try:
             if attempt.header.prepend:
-                args = (canvas.previous_value(attempt.store, attempt.header), *args[1:])
+                args = (values.previous_value(attempt.store, attempt.header), *args[1:])
             value = attempt.function(*args, **kwargs)
             _warn_of_forgotten(attempt)
             return value, attempt.outcome(value)
@@ -315,6 +331,8 @@ class ClutchTask(Task):
             if not attempt.retried:  # raised by hand, not by ``retry``
                 cause = exc.exc if isinstance(exc.exc, BaseException) else exc
                 self._retried(attempt, cause, exc.when, exc.__traceback__)
+            raise
+        except Stop:
             raise
         except Ignore as exc:
             if not attempt.replaced:
@@ -532,7 +550,7 @@ def _iterate(attempt: Attempt, chunk: int) -> Iterator[Any]:
     members = shape.members(attempt.header.previous)
     for start in range(0, len(members), chunk):
         part = members[start : start + chunk]
-        yield from canvas.read_members(attempt.store, attempt.header.run, part)
+        yield from values.read(attempt.store, attempt.header.run, part)
 
 
 def _is_stop(exc: SystemExit) -> bool:

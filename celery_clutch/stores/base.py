@@ -191,7 +191,7 @@ class Tolerance:
     Attributes:
         step: the name of the barrier that counts the branches.
         member: the address of the branch.
-        limit: how many branches may die.
+        limit: how many branches may die; in the template of a map, as its plan says it.
         need: how many have to succeed for the parallel to go on, or 0 for all that do not die.
         first: the job starts the branch: it does not start when so many have succeeded.
         barriers: what the branch counts towards when its death is tolerated, *step* first; nothing
@@ -200,7 +200,7 @@ class Tolerance:
 
     step: str
     member: str
-    limit: int
+    limit: int | float
     need: int = 0
     first: bool = False
     barriers: tuple[Barrier, ...] = ()
@@ -288,6 +288,7 @@ class Completed:
         fresh: this call's value is the one recorded.
         generation: the run's, which is that of what is due.
         succeeded: this execution ended the run.
+        unusual: branches may have been added to the run.
         settled: the steps whose last member this call settled.
         due: what this call has made due; if it is not fresh, what was due before with the job as
             its cause and has not been sent, as far as is known.
@@ -301,6 +302,7 @@ class Completed:
     settled: tuple[str, ...] = ()
     due: tuple[str, ...] = ()
     pages: Mapping[str, bytes] = field(default_factory=dict)
+    unusual: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +344,7 @@ class Failed:
     Attributes:
         recorded: the failure was news.
         tolerated: the run goes on without the branch.
+        unusual: see `Completed`.
         died: this execution took the run from RUNNING to FAILED.
         succeeded: this execution ended the run, with a death that is tolerated.
         settled: the steps whose last member this call settled.
@@ -358,6 +361,7 @@ class Failed:
     pages: Mapping[str, bytes] = field(default_factory=dict)
     succeeded: bool = False
     tolerated: bool = False
+    unusual: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -772,6 +776,10 @@ class ResultStore(ABC):
     @abstractmethod
     def values(self, run: str, addresses: Sequence[str]) -> list[bytes | MissingType]:
         """The results of the jobs at *addresses*, in their order."""
+
+    @abstractmethod
+    def added(self, run: str) -> dict[str, list[tuple[str, Any]]]:
+        """The branches that were added, by the address of their parallel; see `Growth`."""
 
     @abstractmethod
     def counts(self, run: str, barriers: Sequence[str]) -> list[int]:

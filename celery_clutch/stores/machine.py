@@ -39,6 +39,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import orjson
 
@@ -349,6 +350,7 @@ class TransactionalStore(ResultStore):
                 settled=tuple(settled),
                 due=due,
                 pages=_pages(rows, due),
+                unusual=rows.get("barrier", UNUSUAL) is not None,
             )
         if fresh:
             self.notify(done.run)
@@ -414,6 +416,7 @@ class TransactionalStore(ResultStore):
                 settled=tuple(settled),
                 due=due,
                 pages=_pages(rows, due),
+                unusual=rows.get("barrier", UNUSUAL) is not None,
             )
         if news:
             self.notify(failed.run)
@@ -559,6 +562,15 @@ class TransactionalStore(ResultStore):
         found = self.rows(run, "result", addresses) if addresses else {}
         return [found.get(address, Missing) for address in addresses]
 
+    def added(self, run: str) -> dict[str, list[tuple[str, Any]]]:
+        start = "added "
+        found: dict[str, list[tuple[str, Any]]] = {}
+        for key, value in self.rows(run, "barrier", None).items():
+            if key.startswith(start):
+                branches = orjson.loads(value)
+                found[key[len(start) :]] = [(branch, of) for branch, of in branches]
+        return found
+
     def counts(self, run: str, barriers: Sequence[str]) -> list[int]:
         found = self.rows(run, "barrier", barriers) if barriers else {}
         return [int(found.get(name, 0)) for name in barriers]
@@ -696,7 +708,7 @@ def _failed(failed: Attempted) -> Wanted:
 
 def _of_outcome(address: str) -> dict[str, list[str]]:
     wanted = {kind: [address] for kind in _OF_JOB}
-    return {**wanted, "barrier": [], "member": [], "mark": []}
+    return {**wanted, "barrier": [UNUSUAL], "member": [], "mark": []}
 
 
 def _add_step(wanted: dict[str, list[str]], settles: Settles | None) -> None:

@@ -48,6 +48,7 @@ from celery_clutch import (
     ClutchResult,
     ClutchTask,
     ResultStore,
+    Stop,
     hookimpl,
     parallel,
     previous_results,
@@ -229,6 +230,36 @@ def seen(self: Any, *label: Any) -> Any:
     """Return the previous results, with a label if there is one."""
     ran(self)
     return [*label, self.previous_results] if label else self.previous_results
+
+
+@shared_task(name="it.double", bind=True)
+def double(self: Any, x: Any, more: Any = 0) -> Any:
+    """Return twice *x*, and *more*."""
+    ran(self)
+    return 2 * x + more if more else 2 * x
+
+
+@shared_task(name="it.picky", bind=True)
+def picky(self: Any, x: Any, *refused: Any) -> Any:
+    """Return *x*, unless it is refused, and nobody has raised the flag of that name."""
+    ran(self)
+    if x in refused and not notebook().exists(f"it:flag:{x}"):
+        raise ValueError(f"{x} is refused")
+    return x
+
+
+@shared_task(name="it.stop", bind=True)
+def stop(self: Any, x: Any) -> None:
+    """End the run with *x*."""
+    ran(self)
+    raise Stop(x)
+
+
+@shared_task(name="it.sees", bind=True)
+def sees(self: Any, wanted: Any) -> bool:
+    """Whether the previous results are these."""
+    ran(self)
+    return bool(self.previous_results == wanted)
 
 
 @shared_task(name="it.read_named", bind=True)

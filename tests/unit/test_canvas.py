@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_clutch import Clutch, ClutchTask, parallel, series
-from celery_clutch.compile import canvas, pages, publish
+from celery_clutch.compile import canvas, cut, pages, publish
 from celery_clutch.compile.canvas import Compiler, prepare
 from celery_clutch.compile.header import NAME, Header, job_due
 from celery_clutch.compile.pages import Item
@@ -46,7 +46,7 @@ def chains_of(starts: Any) -> list[pages.Chain]:
 
 def compiled(app: Celery, clutch: Clutch, *, page: str = pages.ROOT) -> list[Signature]:
     """The tasks of every chain of a page."""
-    found = pages.paginate(clutch.plan).pages[page]
+    found = cut.paginate(clutch.plan).pages[page]
     compiler = Compiler(app, ORIGIN)
     return [task for chain in chains_of(found) for task in compiler.chain(page, chain)]
 
@@ -61,7 +61,7 @@ def header_of(sig: Any) -> Header:
 @given(plans(scope=st.just(Scope(on_failure={"task": "h"})), max_leaves=20, narrow=True))
 def test_every_job_is_one_task_with_its_header(root: Series) -> None:
     compiler = Compiler(make_app(), ORIGIN)
-    for key, starts in pages.paginate(root).pages.items():
+    for key, starts in cut.paginate(root).pages.items():
         for chain in chains_of(starts):
             if any(item.job.prepend and item.previous for item in chain):
                 continue  # compiled with a result that is not there
@@ -77,7 +77,7 @@ def test_every_job_is_one_task_with_its_header(root: Series) -> None:
 
 def test_what_is_behind_a_job_is_due_until_its_message_begins(app: Celery) -> None:
     t = tasks_of(app).t
-    chain = chains_of(pages.paginate(series(t, t, t).plan).pages[pages.ROOT])[0]
+    chain = chains_of(cut.paginate(series(t, t, t).plan).pages[pages.ROOT])[0]
     compiler = Compiler(app, ORIGIN)
     for due in (False, True):
         headers = [header_of(task) for task in compiler.chain("0", chain, due=due)]
@@ -181,7 +181,7 @@ def test_every_job_has_the_queue_of_the_clutch(app: Celery) -> None:
         with clutch.parallel():
             clutch << tasks.t << tasks.t
     clutch << tasks.t
-    keys = pages.paginate(clutch.plan).pages
+    keys = cut.paginate(clutch.plan).pages
     found = [task for key in keys for task in compiled(app, clutch, page=key)]
     assert len(found) == 7
     for sig in found:
@@ -407,7 +407,7 @@ def test_prepare_stores_and_sends_nothing(app: Celery) -> None:
     root = series(t, parallel([t] * 300), t).plan
     prepared = prepare(app, root, name="n", tags=("x",))
     assert runtime(app).store.scan()[0] == []
-    found = pages.paginate(root).pages
+    found = cut.paginate(root).pages
     assert set(prepared.encoded) == {*found, canvas.PLAN}
     for key, items in found.items():
         assert pages.loads(prepared.encoded[key]) == items

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_clutch.compile.cut import paginate
 from celery_clutch.compile.header import NAME, Header
-from celery_clutch.compile.pages import Item, paginate
+from celery_clutch.compile.pages import Item
 from celery_clutch.errors import CorruptRecord
 from celery_clutch.model import plan
 from celery_clutch.model.plan import Job, Parallel, Scope, Series

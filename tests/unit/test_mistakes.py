@@ -13,7 +13,7 @@ import pytest
 from celery import Celery, Task
 
 from celery_clutch import Clutch, ClutchResult, ClutchTask, series
-from celery_clutch.compile.canvas import read_members
+from celery_clutch.compile.values import read as read_members
 from celery_clutch.errors import (
     BuildError,
     ConfigurationError,

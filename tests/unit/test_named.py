@@ -11,7 +11,7 @@ from celery import Celery
 from hypothesis import given
 
 from celery_clutch import Clutch, ClutchTask, Sequence, named, parallel, series
-from celery_clutch.compile import pages
+from celery_clutch.compile import cut
 from celery_clutch.errors import BuildError, InvalidName, UnknownAddress, UnknownName
 from celery_clutch.extend.plugins import runtime
 from celery_clutch.handle import tree
@@ -265,7 +265,7 @@ def order(node: Node, address: str = "") -> tuple[set[str], set[tuple[str, str]]
 
 @given(plans(max_leaves=15).map(with_names))
 def test_a_job_sees_exactly_the_steps_whose_jobs_all_precede_it(root: plan.Series) -> None:
-    known = names.loads(names.dumps(pages.paginate(root).names))
+    known = names.loads(names.dumps(cut.paginate(root).names))
     jobs, before = order(root)
     steps = [("", root), *plan.walk(root)] if root.size else []
     assert set(known) == {f"at {address}" for address, _ in steps}

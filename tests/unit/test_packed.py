@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_clutch import Clutch, parallel, series
-from celery_clutch.compile import pages
+from celery_clutch.compile import cut
 from celery_clutch.errors import NonJSONArgument
 from celery_clutch.model import packed, plan
 from celery_clutch.model.plan import Branches, Job, Parallel
@@ -43,8 +43,8 @@ def test_packed_branches_are_what_they_were(nodes: list[plan.Node]) -> None:
         assert (found.size, found.depth) == (wanted.size, wanted.depth)
         assert plan.loads(plan.dumps(found)) == wanted
         assert plan.to_dict(found) == plan.to_dict(wanted)
-        cut, other = (pages.paginate(plan.series([node])) for node in (found, wanted))
-        assert (cut.pages, cut.last) == (other.pages, other.last)
+        one, other = (cut.paginate(plan.series([node])) for node in (found, wanted))
+        assert (one.pages, one.last) == (other.pages, other.last)
 
 
 def test_there_is_nothing_behind_the_end() -> None:

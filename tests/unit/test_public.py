@@ -19,6 +19,7 @@ KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 NAMES = [
     *("Clutch", "named", "series", "parallel"),
+    *("Failed", "Skipped", "Stop"),
     *("ClutchTask", "previous_results"),
     *("ClutchResult", "Status", "Failure", "Reason"),
     "Sequence",
@@ -103,12 +104,18 @@ def test_the_signature_of_clutch() -> None:
     ("thing", "expected"),
     [
         (celery_clutch.series, "(*steps, name=None)"),
-        (celery_clutch.parallel, "(*steps, max_concurrency=None, name=None)"),
+        (
+            celery_clutch.parallel,
+            "(*steps, max_concurrency=None, allow_failures=False, need=None, name=None)",
+        ),
         (celery_clutch.named, "(step, name)"),
         (celery_clutch.previous_results, "()"),
         (Clutch.add, "(self, task, /, *args, **kwargs)"),
         (Clutch.named, "(self, name)"),
-        (Clutch.parallel, "(self, *, max_concurrency=None, name=None)"),
+        (
+            Clutch.parallel,
+            "(self, *, max_concurrency=None, allow_failures=False, need=None, name=None)",
+        ),
         (Clutch.series, "(self, *, name=None)"),
         (Clutch.clear, "(self)"),
         (Clutch.engage, "(self, **options)"),
@@ -125,7 +132,7 @@ def test_the_signature_of_clutch() -> None:
         (ClutchResult.why, "(self, ask=False, timeout=1.0)"),
         (ClutchResult.results, "(self, address=None)"),
         (ClutchResult.cancel, "(self)"),
-        (ClutchResult.resume, "(self)"),
+        (ClutchResult.resume, "(self, *, retry_tolerated=False)"),
         (ClutchResult.forget, "(self)"),
         (ClutchTask.iter_previous_results, "(self, chunk=1000)"),
     ],

@@ -43,12 +43,9 @@ def test_values_are_arranged_as_the_plan_is(root: Series) -> None:
     wanted = evaluate(root)
     for at, node in plan.walk(root):
         found = shape.shape(node, at)
-        values = [wanted.values[address] for address in shape.addresses(found)]
-        assert shape.arrange(found, iter(values)) == wanted.values[at]
-        members = [
-            shape.arrange(each, iter([wanted.values[a] for a in shape.addresses(each)]))
-            for each in shape.members(found)
-        ]
+        values = {address: wanted.values[address] for address in shape.addresses(found)}
+        assert shape.arrange(found, values, _none) == wanted.values[at]
+        members = [shape.arrange(each, values, _none) for each in shape.members(found)]
         assert members == (wanted.values[at] if shape.is_parallel(found) else [wanted.values[at]])
 
 
@@ -99,10 +96,14 @@ def test_branches_that_are_alike_are_told_in_short() -> None:
 def test_what_is_not_a_shape_is_refused(value: Any) -> None:
     with suppress(TypeError, ValueError):
         list(shape.members(shape.checked(value)))
-        assert isinstance(value, (str, list))
+        assert isinstance(value, (str, list, dict))
 
 
 @pytest.mark.parametrize("value", [None, 5, {}, "1*", "1*x", "1*x.4", [5], ["0", ["1", None]]])
 def test_what_is_not_a_shape_by_example(value: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         shape.checked(value)
+
+
+def _none(address: str, skipped: bool) -> Any:
+    raise KeyError(address)

@@ -41,14 +41,14 @@ def build(
     nested: Any = None,
     **changes: Any,
 ) -> tree.Tree:
-    jobs = changes.pop("done", 0) + 1
+    left = max(root.size - changes.pop("done", 0), 0)
     values: dict[str, Any] = {
         "run": "run-1",
         "meta": Meta(root.size, "", "photos").dumps(),
         "state": State.RUNNING,
         "generation": 0,
-        "jobs": jobs,
-        "remaining": 1,
+        "jobs": root.size,
+        "remaining": left,
         "failing": 0,
         "dead": 0,
         "created_at": NOW,
