@@ -231,7 +231,7 @@ class Prepared:
             name=self.meta.name,
             tags=self.meta.tags,
             data=self.data,
-            ends=self.meta.ends(),
+            ends=self.meta.ends() if self.meta.jobs else (),  # an empty clutch sends nothing
             due=due,
         )
 

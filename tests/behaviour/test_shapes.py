@@ -106,10 +106,12 @@ def test_empty_blocks_add_nothing(lab: Runs) -> None:
 
 
 def test_empty_clutch_sends_nothing_and_has_succeeded(lab: Runs, tag: str) -> None:
-    run = Clutch(app=lab.app, **handlers(tag)).engage()
+    told = handlers(tag, "on_failure", "on_death", "on_success", "on_end")
+    run = Clutch(app=lab.app, **told).engage()
     assert run.state is State.SUCCEEDED
     assert run.get(timeout=1) == []
     assert lab.sent(run) == {}
+    assert run.record().due == {}  # nor does the sweep send anything
 
 
 def test_engaging_again_is_another_run(lab: Runs) -> None:
