@@ -18,7 +18,8 @@ from celery_clutch import (
     previous_results,
     series,
 )
-from celery_clutch.extend.plugins import forget_runtime
+from celery_clutch.extend.plugins import forget_runtime, runtime
+from celery_clutch.sweep import sweep
 
 from .conftest import make_app
 
@@ -387,3 +388,26 @@ def test_the_store_of_eager_mode_is_in_memory() -> None:
 
     # No setting at all is needed to unit-test a clutch, a barrier included.
     assert series(parallel(one, one), one).engage().get() == [1]
+
+
+# --- the end ------------------------------------------------------------------------------
+
+
+def test_a_copy_of_an_end_has_its_id_and_that_of_another_generation_does_not(world: World) -> None:
+    told: list[tuple[str, int]] = []
+
+    @world.app.task(name="end", bind=True)
+    def end(self: Task, status: dict[str, Any]) -> None:
+        told.append((self.request.id, status["generation"]))
+
+    @world.app.task(name="dies")
+    def dies() -> None:
+        raise ValueError
+
+    run = Clutch(dies, on_end=end).engage()
+    runtime(world.app).store.remind(run.id, {"death 0": 0.0})  # as if nobody knew that it was sent
+    assert sweep(world.app, grace=0.0) == [run.id]
+    assert run.resume()
+    assert [generation for _, generation in told] == [0, 0, 1]
+    first, copy, second = (id for id, _ in told)
+    assert first == copy != second
