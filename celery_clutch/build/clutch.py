@@ -59,6 +59,8 @@ class Clutch:
             when all members of the step have completed or failed for the first time.
         on_success: sent once, when every job has a result.
         on_death: sent once, when a job has exhausted its retries.
+        on_end: sent once for each generation when the run ends, however: SUCCEEDED, FAILED (that it
+            has expired, too) or CANCELLED. It is of a run: a clutch that is a step has none.
         data: what the jobs of the run share, JSON values by string (1 to 255 characters, without
             control characters); see `ClutchTask.data`. With
             ``parent``, the run has data of its own, unless it is given ``data=self.data``.
@@ -82,6 +84,7 @@ class Clutch:
         on_failure: Handler | None = None,
         on_success: Handler | None = None,
         on_death: Handler | None = None,
+        on_end: Handler | None = None,
         data: Mapping[str, Any] | None = None,
         expires: float | timedelta | None = None,
         id: str | None = None,
@@ -94,6 +97,7 @@ class Clutch:
         self.on_failure = on_failure
         self.on_success = on_success
         self.on_death = on_death
+        self.on_end = on_end
         self.data = data
         if isinstance(data, Mapping) and not isinstance(data, Data):
             for key in data:
@@ -444,7 +448,7 @@ class Clutch:
         self._step_name = node.name
         if self.queue is None:
             self.queue = node.scope.queue
-        for kind in ("on_failure", "on_success", "on_death"):
+        for kind in ("on_failure", "on_success", "on_death", "on_end"):
             handler = getattr(node.scope, kind)
             if handler is not None and getattr(self, kind) is None:
                 setattr(self, kind, self.app.signature(dict(handler)))
@@ -545,6 +549,11 @@ class Clutch:
             if len(step._open) > 1:
                 raise BuildError("a clutch with an open block cannot be a step")
             step._check_entered()
+            if step.on_end is not None:
+                raise BuildError(
+                    f"{step!r} has an on_end and cannot be a step: on_end is of a whole run. Give "
+                    "it to the clutch that is engaged, or use on_success and on_death"
+                )
             step._is_step()
             self._take_data(step)
             if self._app is None:
@@ -608,6 +617,7 @@ class Clutch:
             _handler("on_failure", self.on_failure),
             _handler("on_success", self.on_success),
             _handler("on_death", self.on_death),
+            on_end=_handler("on_end", self.on_end),
         )
 
     def _parent_attempt(self) -> Attempt | None:
@@ -744,8 +754,8 @@ def _nested_in(attempt: Attempt, root: Series, shares: bool) -> tuple[Series, re
     found = store.patiently(store.read, header.run)
     outer = record.Meta.loads(found.meta).scope(header.at) if found else Scope()
     own = root.scope
-    scope = Scope(
-        own.queue or outer.queue, own.on_failure or outer.on_failure, own.on_success, own.on_death
+    scope = replace(
+        own, queue=own.queue or outer.queue, on_failure=own.on_failure or outer.on_failure
     )
     quiet = bool(outer.on_failure) and not own.on_failure
     parent = record.Parent(

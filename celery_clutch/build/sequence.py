@@ -14,7 +14,7 @@ from ..handle.result import ClutchResult
 from ..model.codec import check_key
 from .clutch import Clutch, Handler, Step
 
-_HANDLERS = ("on_failure", "on_success", "on_death")
+_HANDLERS = ("on_failure", "on_success", "on_death", "on_end")
 _SETTINGS = frozenset(("steps", "name", "queue", "tags", "app", *_HANDLERS))
 
 
@@ -47,7 +47,7 @@ class Sequence:
         steps: a list of what a `Clutch` takes as steps. A subclass extends them with
             ``[*Base.steps, more]``.
         name: of the runs, for people; default: the name of the class.
-        queue, on_failure, on_success, on_death, tags, app: as for `Clutch`.
+        queue, on_failure, on_success, on_death, on_end, tags, app: as for `Clutch`.
 
     Args:
         data: what the run starts with, JSON values by string; also as keywords.
@@ -63,6 +63,7 @@ class Sequence:
     on_failure: ClassVar[Handler | None] = None
     on_success: ClassVar[Handler | None] = None
     on_death: ClassVar[Handler | None] = None
+    on_end: ClassVar[Handler | None] = None
     tags: ClassVar[Iterable[str]] = ()
     app: ClassVar[App | None] = None
 

@@ -312,7 +312,7 @@ def load_names(store: ResultStore, run: str) -> Names:
 def _check_handlers(scopes: Mapping[str, Scope]) -> None:
     for address, scope in scopes.items():
         where = f" of the clutch at {address}" if address else ""
-        for kind in ("on_failure", "on_success", "on_death", "errbacks"):
+        for kind in ("on_failure", "on_success", "on_death", "on_end", "errbacks"):
             if handler := getattr(scope, kind):
                 codec.check_argument(dict(handler), f"{kind}{where} ({handler['task']})")
 

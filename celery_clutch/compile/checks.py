@@ -18,7 +18,7 @@ from kombu import Queue
 from kombu.compression import get_encoder
 from kombu.serialization import registry
 
-from ..errors import InvalidOption, InvalidStep, NonJSONArgument
+from ..errors import BuildError, InvalidOption, InvalidStep, NonJSONArgument
 from ..model.plan import Scope
 from . import compat
 from .pages import Item
@@ -26,7 +26,10 @@ from .pages import Item
 logger = logging.getLogger(__name__)
 
 _OF_THE_CLUTCH = frozenset(
-    ("app", "data", "id", "name", "on_death", "on_failure", "on_success", "parent", "tags")
+    (
+        *("app", "data", "id", "name", "parent", "tags"),
+        *("on_death", "on_end", "on_failure", "on_success"),
+    )
 )
 _OF_A_SIGNATURE = frozenset(("args", "kwargs", "link", "link_error", "task_id"))
 _INTERNAL = ("celery.", "celery_clutch.")
@@ -99,9 +102,12 @@ def handlers(scopes: Mapping[str, Scope]) -> None:
 
     Raises:
         InvalidOption: Celery cannot send one with its options.
+        BuildError: a part of the plan has an ``on_end``.
     """
-    for scope in scopes.values():
-        for kind in ("on_failure", "on_success", "on_death"):
+    for address, scope in scopes.items():
+        if scope.on_end and address:
+            raise BuildError(f"the step at {address} has an on_end, which only a whole run has")
+        for kind in ("on_failure", "on_success", "on_death", "on_end"):
             if handler := getattr(scope, kind):
                 options(handler.get("options") or {}, f"{kind} ({handler['task']})")
 

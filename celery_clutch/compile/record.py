@@ -159,7 +159,7 @@ class Meta:
     def ends(self) -> tuple[State, ...]:
         """The ends of the run that somebody is to be told of."""
         everything = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
-        if self.parent or self.awaited:
+        if self.parent or self.awaited or self.scope("").on_end:
             return everything
         found = (State.SUCCEEDED,) if self.scope("").on_success else ()
         death = any(scope.on_death for scope in self.scopes.values())

@@ -258,15 +258,15 @@ class ClutchResult:
         sources = (State.RUNNING, State.FAILED)
         moved = self._store.transition(self.id, sources, State.CANCELLED, found.generation)
         # A job may have begun to wait for others meanwhile; from here on none does.
-        for nested in _waited_for(self._store.read(self.id)):
+        after = self._store.read(self.id)
+        for nested in _waited_for(after):
             if self._store.peek(nested):
                 ClutchResult(nested, self.app).cancel()
         if moved:
             finished(self.app, self.id, State.CANCELLED)
-            meta = record.Meta.loads(found.meta)
-            if State.CANCELLED in meta.ends():
-                origin = meta.origin(self.id, found.generation)
-                follow(self.app, origin, (f"end {State.CANCELLED.value}",), {})
+            origin = record.Meta.loads(found.meta).origin(self.id, found.generation)
+            due = after.due if after else ()
+            follow(self.app, origin, [key for key in due if key.startswith("end ")], {})
         return moved
 
     def resume(self, *, retry_tolerated: bool = False) -> bool:
@@ -293,8 +293,9 @@ class ClutchResult:
         """
         found = self._store.read(self.id)
         if found is not None and found.state not in ENDED:
-            if record.Meta.loads(found.meta).parent:
-                self.cancel()  # the job that waits for it is told
+            meta = record.Meta.loads(found.meta)
+            if meta.parent or meta.scope("").on_end:
+                self.cancel()  # the job that waits for it is told, and on_end sent
             else:
                 sources = (State.RUNNING, State.FAILED)
                 self._store.transition(self.id, sources, State.CANCELLED, found.generation)

@@ -30,8 +30,9 @@ with the depth; 64 levels of nothing but nesting stay under 64 KB a message.
 class Scope:
     """What a subtree sets for itself; what is None is inherited from the subtree around it.
 
-    Handlers are signatures in their dict form. ``errbacks`` is the body of a chord whose header the
-    subtree is: Celery's errbacks in it are called when a job in the header dies.
+    Handlers are signatures in their dict form; ``on_end`` is of a whole plan alone. ``errbacks`` is
+    the body of a chord whose header the subtree is: Celery's errbacks in it are called when a job
+    in the header dies.
     """
 
     queue: str | None = None
@@ -39,20 +40,22 @@ class Scope:
     on_success: Mapping[str, Any] | None = None
     on_death: Mapping[str, Any] | None = None
     errbacks: Mapping[str, Any] | None = None
+    on_end: Mapping[str, Any] | None = None
 
     def inherit(self, outer: Scope) -> Scope:
-        """This scope inside *outer*. ``on_success`` and ``errbacks`` are of its own subtree
-        only."""
+        """This scope inside *outer*. ``on_success``, ``on_end`` and ``errbacks`` are of its own
+        subtree only."""
         return Scope(
             queue=self.queue or outer.queue,
             on_failure=self.on_failure or outer.on_failure,
             on_success=self.on_success,
             on_death=self.on_death or outer.on_death,
             errbacks=self.errbacks,
+            on_end=self.on_end,
         )
 
     def __bool__(self) -> bool:
-        handlers = self.on_failure, self.on_success, self.on_death, self.errbacks
+        handlers = self.on_failure, self.on_success, self.on_death, self.on_end, self.errbacks
         return any((self.queue, *handlers))
 
 
@@ -492,7 +495,8 @@ def _scope_from_dict(data: Mapping[str, Any]) -> Scope:
     scope = Scope(**data)
     if not isinstance(scope.queue, str | None):
         raise ValueError(f"{scope.queue!r:.80} is not the name of a queue")
-    for handler in (scope.on_failure, scope.on_success, scope.on_death, scope.errbacks):
+    handlers = scope.on_failure, scope.on_success, scope.on_death, scope.on_end, scope.errbacks
+    for handler in handlers:
         if handler is not None and not isinstance(handler["task"], str):
             raise ValueError(f"{handler!r:.80} is not a signature")
     return scope
@@ -528,7 +532,7 @@ def job_from_json(data: list[Any]) -> Job:
 
 def scope_to_json(scope: Scope) -> dict[str, Any]:
     """*scope* without what is not set."""
-    names = ("queue", "on_failure", "on_success", "on_death", "errbacks")
+    names = ("queue", "on_failure", "on_success", "on_death", "on_end", "errbacks")
     return {name: getattr(scope, name) for name in names if getattr(scope, name) is not None}
 
 

@@ -486,10 +486,12 @@ def tell(app: Celery, run: str, key: str) -> None:
         handlers.send(app, found, meta, "on_success", where, None)
     elif kind == "death":
         handlers.send(app, found, meta, "on_death", where, None)
+        handlers.send(app, found, meta, "on_end", "", None)
         _tell_waiting(app, found, meta, where)
     elif kind == "end":
         if found.state is State.SUCCEEDED:
             handlers.send(app, found, meta, "on_success", "", None)
+        handlers.send(app, found, meta, "on_end", "", None)
         _tell_waiting(app, found, meta, "")
 
 

@@ -600,9 +600,9 @@ class ResultStore(ABC):
         With ``jobs == 0`` it is SUCCEEDED from the start. *name* and *tags* are for `scan`; *data*
         is what `data` returns until a `complete` changes it: its keys are 1 to 255 characters
         without control characters, and each is itself only if every character is. *ends* are the
-        states whose reaching makes something due: ``"end SUCCEEDED"``, ``"end CANCELLED"``, and for
-        FAILED ``"death <address of the job that died>"``. *due* is what is due from the start, and
-        since when.
+        states whose reaching makes something due: ``"end SUCCEEDED"``, ``"end CANCELLED"`` unless
+        the run was FAILED, and for FAILED ``"death <address of the job that died>"``. *due* is what
+        is due from the start, and since when.
 
         Raises:
             AlreadyEngaged: a run of this id exists; it is left as it is.

@@ -512,7 +512,8 @@ class TransactionalStore(ResultStore):
                 _resume(rows)
             else:
                 _forget_messages(rows)
-                _end(rows, State.CANCELLED)
+                # Who is to be told of the end was told when the run failed.
+                _end(rows, State.CANCELLED, told=head.state is State.FAILED)
             self._touch(head)
         self.notify(run)
         return True
@@ -725,11 +726,11 @@ def _add_turn(wanted: dict[str, list[str]], turn: Turn | None) -> None:
 # --- the rules ---------------------------------------------------------------------------------
 
 
-def _end(rows: Rows, state: State, token: str = "", cause: str = "") -> None:
-    """The run has reached *state*, through the job *cause*."""
+def _end(rows: Rows, state: State, token: str = "", cause: str = "", *, told: bool = False) -> None:
+    """The run has reached *state*, through the job *cause*; nothing is due if that was *told*."""
     head = rows.head
     head.state, head.ender, head.ended_at = state, token, time.time()
-    if state.value in head.ends:
+    if state.value in head.ends and not told:
         key = f"death {cause}" if state is State.FAILED else f"end {state.value}"
         _put_due(rows, key, head.ended_at, cause)
 

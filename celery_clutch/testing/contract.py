@@ -1181,6 +1181,12 @@ class StoreContract:
         assert store.transition("r", [State.RUNNING], State.CANCELLED, 0)
         assert set(_due(store, "r")) == {*told, "end CANCELLED"}, "those are of what has happened"
 
+    def test_cancelling_what_has_failed_is_no_other_end(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 2, ends=list(State))
+        _fail(store, "r", "0", final=True)
+        assert store.transition("r", [State.FAILED], State.CANCELLED, 0)
+        assert _due(store, "r") == {"death 0": "0"}, "end CANCELLED unless the run was FAILED"
+
     def test_resume_clears_failures_and_keeps_results(self, store: ResultStore) -> None:
         store.create("r", b"meta", {"0": b"page"}, 4, ends=[State.FAILED])
         _complete(store, "r", "0", b"value", next=("job 3", 1.0), barriers=[Barrier("b", 2)])

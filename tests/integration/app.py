@@ -812,6 +812,15 @@ def nests(self: Any, *steps: Any, returns: Any = "outer", **options: Any) -> Any
     return returns
 
 
+@shared_task(name="it.nests_with_end", bind=True)
+def nests_with_end(self: Any, tag: str, step: Any) -> str:
+    """Nest a clutch of *step* whose end is noted under *tag*."""
+    ran(self)
+    clutch = Clutch(parent=self, app=self.app, on_end=note.s(tag, "inner on_end"))
+    nest(self, clutch << self.app.signature(step))
+    return "outer"
+
+
 @shared_task(name="it.nests_parallel", bind=True)
 def nests_parallel(self: Any, *steps: Any) -> str:
     """Nest a clutch of one parallel step and one behind it."""

@@ -20,6 +20,7 @@ from .conftest import MakeLab
 from .lab import Lab, handlers, until
 
 PATIENCE = 120.0
+EVERY = ("on_failure", "on_death", "on_success", "on_end")
 
 
 @pytest.fixture(scope="module", params=["early", "late"])
@@ -43,13 +44,15 @@ def simple(run: str, tag: str) -> Clutch:
     nested = nests.s(value.s(1), value.s(2), returns=2)
     branches = parallel(value.s(1), nested, retry.s(1, 3))
     narrow = parallel((value.s(i) for i in (4, 5, 6)), max_concurrency=1)
-    return Clutch(value.s(0), branches, total.s(), narrow, total.s(), id=run, **handlers(tag))
+    told = handlers(tag, *EVERY)
+    return Clutch(value.s(0), branches, total.s(), narrow, total.s(), id=run, **told)
 
 
 def deadly(run: str, tag: str) -> Clutch:
     """A death in a nested run, whose handlers and outer run are to be told."""
     nested = nests.s(value.s(1), fail.s())
-    return Clutch(value.s(0), parallel(nested, value.s(1)), total.s(), id=run, **handlers(tag))
+    told = handlers(tag, *EVERY)
+    return Clutch(value.s(0), parallel(nested, value.s(1)), total.s(), id=run, **told)
 
 
 def points_of(lab: Lab, run: str) -> int:
@@ -105,6 +108,7 @@ def test_killed_at_every_point(faulty: Lab, tag: str, make: Any) -> None:
             assert kinds["on_death"] >= 1, number
             assert run.failures(), number
         assert kinds["on_failure"] >= 1, number
+        assert kinds["on_end"] >= 1, number
 
 
 def test_killed_at_every_point_of_a_launch(faulty: Lab, tag: str) -> None:

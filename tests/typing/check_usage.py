@@ -107,6 +107,7 @@ def compose(urls: list[str]) -> Clutch:
         on_failure=alert.s("ops"),
         on_success=alert,
         on_death=None,
+        on_end=alert.s("ops"),
         id="tonight",
         tags=["a", "b"],
         data={"a": 1},

@@ -48,7 +48,7 @@ def handlers() -> st.SearchStrategy[dict[str, Any]]:
 
 
 def full_scopes(*, on_success: bool = True) -> st.SearchStrategy[Scope]:
-    """Scopes that set something, as a rule."""
+    """Scopes that set something, as a rule; ``on_end``, which is of a whole run, they do not."""
     return st.builds(
         Scope,
         queue=st.none() | words,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import orjson
 import pytest
 from celery import Celery, Task, chain, chord, group, shared_task, signature
 from celery.canvas import Signature
@@ -597,7 +598,23 @@ def test_a_queue_is_a_name(te: Tasks, queue: Any) -> None:
     assert stored(te.app) == 0
 
 
-@pytest.mark.parametrize("kind", ["on_failure", "on_success", "on_death"])
+def test_a_clutch_with_an_on_end_is_no_step(t: Tasks) -> None:
+    inner = Clutch(t.a, name="inner", on_end=t.told)
+    for compose in (series, parallel, Clutch().add, Clutch().__lshift__):
+        with pytest.raises(
+            BuildError, match=r"<Clutch 'inner'.* has an on_end and cannot be a ste"
+        ):
+            compose(inner)
+    tree = orjson.loads(inner.to_json())
+    again = Clutch.from_json(tree, app=t.app).on_end
+    assert isinstance(again, Signature)
+    assert again.task == "told"
+    tree["clutch"] = {"series": [tree["clutch"], {"task": "a"}]}
+    with pytest.raises(BuildError, match="step at 0 has an on_end, which only a whole run has"):
+        Clutch.from_json(tree, app=t.app).engage()
+
+
+@pytest.mark.parametrize("kind", ["on_failure", "on_success", "on_death", "on_end"])
 class TestHandlers:
     @pytest.mark.parametrize("wrong", ["told", 5, print, {"task": "told"}, (1, 2), [], Clutch()])
     def test_a_wrong_handler_is_named(self, te: Tasks, kind: str, wrong: Any) -> None:

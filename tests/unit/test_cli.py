@@ -64,6 +64,13 @@ class Shop:
             inner.engage()
             return "published"
 
+        self.ended: list[tuple[str, str]] = []
+
+        @self.app.task(name="shop.end")
+        def end(status: dict[str, Any]) -> None:
+            self.ended.append((status["id"], status["state"]))
+
+        self.end = end
         self.fetch, self.scan, self.store, self.wait, self.publish = (
             fetch,
             scan,
@@ -111,8 +118,9 @@ class Shop:
         until(lambda: run.progress().done == 30, 30)
         return run
 
-    def waiting(self, *after: Any, id: str = "slow") -> ClutchResult:
-        run = Clutch(self.wait, *after, name="slow one", id=id, app=self.app).engage()
+    def waiting(self, *after: Any, id: str = "slow", on_end: Any = None) -> ClutchResult:
+        clutch = Clutch(self.wait, *after, name="slow one", id=id, on_end=on_end, app=self.app)
+        run = clutch.engage()
         until(lambda: runtime(self.app).store.executions(run.id).get("0"), 30)
         return run
 
@@ -604,13 +612,15 @@ def test_a_run_may_have_an_id_like_a_module(shop: Shop) -> None:
 
 
 def test_cancel_and_resume(shop: Shop) -> None:
-    run = shop.waiting(shop.fetch.s(1))
+    run = shop.waiting(shop.fetch.s(1), on_end=shop.end)
     shop.succeeded()
     assert shop.lines("cancel", "slow", "good") == ["slow cancelled", "good has ended already"]
+    until(lambda: shop.ended == [("slow", "CANCELLED")])
     assert run.state is State.CANCELLED
     shop.go_on.set()
     assert shop.lines("resume", "slow", "good") == ["slow resumed", "good has nothing to resume"]
     assert run.get(timeout=30) == [1]
+    until(lambda: shop.ended == [("slow", "CANCELLED"), ("slow", "SUCCEEDED")])
 
 
 def test_what_is_missing_does_not_keep_the_rest_from_being_done(shop: Shop) -> None:

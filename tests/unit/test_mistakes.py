@@ -205,6 +205,8 @@ def test_options_that_celery_cannot_send(app: Celery, takes: Any, option: str, v
         Clutch(takes.s(1)).engage(**{option: value})
     with pytest.raises(InvalidOption, match=rf"on_death \(shop.takes\): {said}"):
         Clutch(takes.s(1), on_death=takes.s(2).set(**{option: value})).engage()
+    with pytest.raises(InvalidOption, match=rf"on_end \(shop.takes\): {said}"):
+        Clutch(takes.s(1), on_end=takes.s(2).set(**{option: value})).engage()
     assert not runtime(app).store.scan()[0]
 
 

@@ -254,7 +254,7 @@ def test_a_scope_inherits_what_it_does_not_set(inner: Scope, outer: Scope) -> No
     found = inner.inherit(outer)
     for name in ("queue", "on_failure", "on_death"):
         assert getattr(found, name) == (getattr(inner, name) or getattr(outer, name))
-    assert found.on_success == inner.on_success
+    assert (found.on_success, found.on_end) == (inner.on_success, inner.on_end)
 
 
 def test_what_is_inherited_and_what_is_not() -> None:

@@ -93,7 +93,8 @@ def test_the_signature_of_clutch() -> None:
     assert parameters["steps"].kind is inspect.Parameter.VAR_POSITIONAL
     options = {name for name, each in parameters.items() if each.kind is KEYWORD}
     assert options >= {
-        *("name", "queue", "on_failure", "on_success", "on_death", "id", "tags", "parent", "app"),
+        *("name", "queue", "on_failure", "on_success", "on_death", "on_end"),
+        *("id", "tags", "parent", "app"),
     }
     # Nothing is required, and nothing else can be given by position.
     assert set(parameters) == {"steps", *options}

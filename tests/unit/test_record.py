@@ -159,6 +159,7 @@ def test_the_ends_that_somebody_is_told_of() -> None:
     assert Meta(1, "0", scopes={"0": Scope(on_success=handler)}).ends() == ()
     assert Meta(1, "0", scopes={"0": Scope(on_death=handler)}).ends() == (State.FAILED,)
     assert Meta(1, "0", awaited=handler).ends() == everything
+    assert Meta(1, "0", scopes={"": Scope(on_end=handler)}).ends() == everything
 
 
 # --- held ---------------------------------------------------------------------------------
