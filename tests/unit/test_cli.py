@@ -21,6 +21,7 @@ from celery_clutch.errors import ClutchFailed
 from celery_clutch.extend.plugins import runtime
 from celery_clutch.model.graph import TIMES
 from celery_clutch.operate import cli
+from celery_clutch.operate.cli.watching import TOP
 from celery_clutch.runtime.leases import HOST
 from celery_clutch.testing import embedded
 
@@ -468,20 +469,44 @@ def test_watch_all(shop: Shop) -> None:
     assert shop.lines("watch", "--all") == ["no run is running"]
     runs = [shop.waiting(id="one"), shop.waiting(shop.store, id="two")]
     threading.Timer(0.3, shop.go_on.set).start()
-    lines = [line[10:] for line in shop.lines("watch", "--all", "--interval", "0.1", code=1)]
-    assert {line for line in lines if "RUNNING  0" in line} == {
+    told = shop.lines("watch", "--all", "--interval", "0.1", code=1)
+    lines = [line[10:] for line in told]
+    assert lines[0] == "2 RUNNING  0 of 3 jobs  0.0 a second"
+    assert lines[1:3] == [
         "slow one one  RUNNING  0 of 1 jobs",
         "slow one two  RUNNING  0 of 2 jobs",
-    }
-    assert "slow one one  SUCCEEDED  1 of 1 jobs" in lines
-    assert "slow one two  FAILED  1 of 2 jobs, 1 dead" in lines
+    ]
+    assert lines[-3].startswith("1 FAILED, 1 SUCCEEDED  2 of 3 jobs")
+    assert lines[-2:] == [
+        "slow one two  FAILED  1 of 2 jobs, 1 dead",
+        "slow one one  SUCCEEDED  1 of 1 jobs",
+    ]
+    assert [line[:10].strip() != "" for line in told[:3]] == [True, False, False], "one time"
     assert all(run.ready() for run in runs)
+
+
+def test_watch_all_without_a_terminal_shows_the_top(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = [
+        Clutch(shop.wait, name="a name that is long " * 4, app=shop.app).engage()
+        for _ in range(TOP + 3)
+    ]
+    threading.Timer(0.3, lambda: [run.forget() for run in started]).start()
+    monkeypatch.setenv("COLUMNS", "80")
+    summary, *top = shop.lines("watch", "--all", "--interval", "0.1")[: TOP + 1]
+    assert summary[10:].startswith("18 RUNNING  0 of 18 jobs  ")
+    assert summary.endswith("(the top 15 are shown)")
+    assert max(map(len, top)) <= 80
+    for run, line in zip(started, top, strict=False):
+        assert f" {run.id[:8]}  RUNNING  0 of 1 jobs" in line
+    shop.go_on.set()
 
 
 def test_watch_all_ends_when_what_is_left_is_forgotten(shop: Shop) -> None:
     run = shop.waiting()
     threading.Timer(0.3, run.forget).start()
-    assert len(shop.lines("watch", "--all", "--interval", "0.1")) == 2
+    assert shop.lines("watch", "--all", "--interval", "0.1")[-1] == "no run is running"
     shop.go_on.set()
 
 

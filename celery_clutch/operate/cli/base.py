@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -124,9 +126,21 @@ def table(
 
 
 def _fitted(cell: str, width: int) -> str:
-    if len(cell) > width:
-        cell = cell[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
-    return cell.ljust(width)
+    return cut(cell, width).ljust(width)
+
+
+def cut(text: str, width: int | None) -> str:
+    """*text* in at most *width* characters; None takes any."""
+    if width is None or len(text) <= width:
+        return text
+    return text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def line_width() -> int | None:
+    """How many characters a line may have: pipes and files take any."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
+        return shutil.get_terminal_size().columns
+    return None
 
 
 # --- runs ---------------------------------------------------------------------------------------

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +30,7 @@ from .base import (
     filtered,
     id_argument,
     json_option,
+    line_width,
     resolve,
     run_of,
     say,
@@ -91,19 +90,12 @@ def _list(obj: Any, runs: Sequence[Summary], parents: dict[str, str], now: float
         rows = [[*row[:column], *row[column + 1 :]] for row in rows]
         head = rows[0]
     elastic = [head.index("TAGS"), head.index("NAME"), head.index("JOBS"), head.index("ID")]
-    for row, cells in zip(rows, table(rows, _width(), elastic), strict=True):
+    for row, cells in zip(rows, table(rows, line_width(), elastic), strict=True):
         parts: list[str | tuple[str, str]] = []
         for index, cell in enumerate(cells):
             gap = "  " if index else ""
             parts += [gap, (cell, row[index]) if head[index] == "STATE" else cell]
         say(*parts, plain=obj.no_color)
-
-
-def _width() -> int | None:
-    """How many characters a line may have: pipes and files take any."""
-    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
-        return shutil.get_terminal_size().columns
-    return None
 
 
 def _parent(store: ResultStore, id: str) -> str:
@@ -230,7 +222,7 @@ def stats(obj: Any, runs: int, sample: int, as_json: bool) -> None:
     rows = [["TASK", "JOBS", "P50", "P95", "MOST"], *tasks.rows()]
     if len(rows) > 1:
         say("")
-        for cells in table(rows, _width(), [0]):
+        for cells in table(rows, line_width(), [0]):
             say("  ".join(cells))
 
 

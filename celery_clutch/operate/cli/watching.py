@@ -16,11 +16,27 @@ from ...handle import tree
 from ...model import graph
 from ...model.status import State
 from ...stores.base import ENDED, ResultStore, Summary, listed
-from .base import clutch, complete_ids, line_of, resolve, say, store_of, summary_of, tree_of
+from .base import (
+    clutch,
+    complete_ids,
+    cut,
+    line_of,
+    line_width,
+    resolve,
+    say,
+    shortened,
+    store_of,
+    summary_of,
+    tree_of,
+)
 from .looking import drawn
 
 TOP = 15
-"""Runs that ``watch --all`` shows one by one on a terminal."""
+"""Runs that ``watch --all`` shows one by one."""
+MARGIN = 10
+"""Characters that the time takes at the start of a line."""
+NAME = 4
+"""Characters that are left of a name at least."""
 
 
 @clutch.command()
@@ -31,24 +47,35 @@ TOP = 15
 def watch(obj: Any, id: str | None, everything: bool, interval: float) -> None:
     """Watch a run until it has ended; exit with 0 if it has succeeded, else with 1.
 
+    With --all a summary of all runs, and below it those that matter most, by the start of their
+    ids: what is in trouble, and then what has run for longest.
+
     It is drawn with "rich" on a terminal, where that is installed: pip install celery-clutch[cli].
+    Elsewhere lines are added whenever something has changed.
     """
     if (id is None) is not everything:
         raise click.UsageError("give either the id of a run, or --all")
     store, paces = store_of(obj), defaultdict[str, tree.Pace](tree.Pace)
     id = resolve(store, id) if id else None
     runs: dict[str, Summary] = {}
+    columns = line_width()
+    width = None if columns is None else columns - MARGIN
     with _live(obj) as draw, closing(_ticks(store, id, interval, draw is not None)) as ticks:
         for _ in ticks:
             before, runs = runs, _look(store, id, runs)
             for run in runs.values():
                 paces[run.run].add(time.monotonic(), run.done)
-                if not draw and before.get(run.run) != run:
-                    say(f"{time.strftime('%H:%M:%S')}  {_headline(run, paces[run.run])}")
+            names = {} if id else shortened(runs)
+            shown = [
+                (run, _headline(run, paces[run.run], names.get(run.run, run.run), width))
+                for run in _top(runs.values())
+            ]
+            summary = "" if id else _overall(runs.values(), paces)
             if draw:
                 top = tree.lines(tree_of(obj.app, id), time.time()) if id else None
-                shown = [(run, _headline(run, paces[run.run])) for run in _top(runs.values())]
-                draw(shown, top, "" if id else _overall(runs.values(), paces))
+                draw(shown, top, summary)
+            elif runs and runs != before:
+                _add([summary] * (not id) + [text for _, text in shown], width)
             if all(run.state in ENDED for run in runs.values()):
                 break
     if not runs:
@@ -91,12 +118,25 @@ def _every_so_often(interval: float) -> Generator[bool, None, None]:
         time.sleep(interval)
 
 
-def _headline(run: Summary, pace: tree.Pace) -> str:
-    parts = [f"{run.name} {run.run}" if run.name else run.run, run.state, tree.progress(run)]
+def _add(texts: Iterable[str], width: int | None) -> None:
+    """Print lines; the first of them has the time, and the others are below it."""
+    margin = f"{time.strftime('%H:%M:%S')}  "
+    for text in texts:
+        say(margin + cut(text, width))
+        margin = " " * MARGIN
+
+
+def _headline(run: Summary, pace: tree.Pace, id: str, width: int | None) -> str:
+    """A run in one line of *width* characters, by the name *id*; its own name is cut."""
+    parts = [id, run.state, tree.progress(run)]
     if run.state is State.RUNNING and (rate := pace.rate()):
         parts.append(f"{rate:,.1f} a second")
         parts.append(f"{tree.duration(pace.left(run.jobs) or 0)} left")
-    return graph.printable("  ".join(parts))
+    text = graph.printable("  ".join(parts))
+    if not run.name:
+        return text
+    room = None if width is None else max(width - len(text) - 1, NAME)
+    return f"{cut(graph.printable(run.name), room)} {text}"
 
 
 def _top(runs: Iterable[Summary]) -> list[Summary]:
