@@ -83,11 +83,7 @@ class ClutchResult:
         It has 20 failures at most, and counts all of them.
         """
         found = self.record()
-        draining = 0
-        if found.state in (State.FAILED, State.CANCELLED):
-            leases = self._store.leases(self.id).values()
-            alive = self._store.owners() if leases else {}
-            draining = sum(lease.owner in alive for lease in leases)
+        draining = snapshot.draining(self._store, self.id, found.state)
         return record.status(found, draining=draining)
 
     def progress(self) -> Progress:

@@ -15,6 +15,7 @@ from ..compile.pages import is_direct
 from ..errors import RunNotFound
 from ..extend.plugins import runtime
 from ..model import plan
+from ..model.status import State
 from ..model.workers import Workers
 from ..runtime import workers
 from ..stores.base import Missing, Record, ResultStore
@@ -43,6 +44,18 @@ def take(
     if found is None:
         raise RunNotFound(f"there is no run {run!r} in {store!r}")
     return _take(app, found, store.owners(), asked, most)
+
+
+def draining(store: ResultStore, run: str, state: State) -> int:
+    """How many jobs still run of a run that is in this *state*; 0 if it has not failed, and was not
+    cancelled."""
+    if state not in (State.FAILED, State.CANCELLED):
+        return 0
+    leases = store.leases(run).values()
+    if not leases:
+        return 0
+    owners = store.owners()
+    return sum(owners.get(lease.owner, 0.0) > 0 for lease in leases)
 
 
 def remaining(app: Celery, run: str) -> dict[tuple[str, str], str]:

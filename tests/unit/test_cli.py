@@ -158,6 +158,34 @@ def test_ls_json_is_one_object_a_line(shop: Shop) -> None:
     assert found[1] == {key: status[key] for key in found[1]}
 
 
+def test_ls_shows_what_still_runs_of_a_run_that_has_failed(shop: Shop) -> None:
+    shop.succeeded()
+    run = Clutch(parallel(shop.wait, shop.store), id="slow", app=shop.app).engage()
+    until(lambda: run.state is State.FAILED, 30)
+    assert {row["ID"]: row["STATE"] for row in shop.table("ls")[:2]} == {
+        "slow": "FAILED*",
+        "good": "SUCCEEDED",
+    }
+    assert shop.lines("ls")[-1] == "* draining: jobs of it still run"
+    found = [orjson.loads(line) for line in shop.lines("ls", "--json")]
+    assert [(each["state"], each["draining"]) for each in found] == [
+        ("FAILED", 1),
+        ("SUCCEEDED", 0),
+    ]
+    shop.go_on.set()
+    until(lambda: run.status().draining == 0, 30)
+    assert [row["STATE"] for row in shop.table("ls")] == ["FAILED", "SUCCEEDED"]
+
+
+def test_a_job_whose_process_has_died_does_not_drain(shop: Shop) -> None:
+    run = Clutch(parallel(shop.wait, shop.store), id="slow", app=shop.app).engage()
+    until(lambda: run.state is State.FAILED and run.status().draining, 30)
+    store = runtime(shop.app).store
+    store.renew([*store.owners()], -1.0)
+    assert run.status().draining == 0
+    shop.go_on.set()
+
+
 @pytest.mark.parametrize(
     ("options", "ids"),
     [

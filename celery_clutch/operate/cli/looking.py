@@ -9,14 +9,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from celery.utils.imports import import_from_cwd
 
 from ...compile import record
 from ...errors import ClutchError
-from ...handle import tree
+from ...handle import snapshot, tree
 from ...model import graph, plan
 from ...model.status import Failure, isoformat
 from ...stores.base import ResultStore, Summary
@@ -54,37 +54,45 @@ _EVERYTHING = 10**9
 def ls(obj: Any, /, filters: Filters, top: bool, limit: int, as_json: bool) -> None:
     """List runs, the newest first.
 
-    Ids are shortened; every command takes the start of an id that no other run has.
+    Ids are shortened; every command takes the start of an id that no other run has. A state with a
+    star is of a run that has ended while jobs of it still run.
     """
     store, now = store_of(obj), time.time()
-    parents: dict[str, str] = {}
-    runs: list[Summary] = []
+    runs: list[_Row] = []
     for run in filters.runs(store):
         parent = _parent(store, run.run)
         if top and parent:
             continue
-        parents[run.run] = parent
-        runs.append(run)
+        runs.append(_Row(run, parent, snapshot.draining(store, run.run, run.state)))
         if len(runs) == limit:
             break
     if as_json:
-        for run in runs:
-            say_json({**_summary(run), "parent": parents[run.run] or None}, line=True)
+        for row in runs:
+            more = {"parent": row.parent or None, "draining": row.draining}
+            say_json({**_summary(row.run), **more}, line=True)
         return
-    _list(obj, runs, parents, now)
+    _list(obj, runs, now)
 
 
-def _list(obj: Any, runs: Sequence[Summary], parents: dict[str, str], now: float) -> None:
+class _Row(NamedTuple):
+    """A run, the run that it is nested in (or ""), and how many jobs of it run after its end."""
+
+    run: Summary
+    parent: str
+    draining: int
+
+
+def _list(obj: Any, runs: Sequence[_Row], now: float) -> None:
     """Print a table that fits the terminal."""
-    short = shortened({*parents, *filter(None, parents.values())})
+    short = shortened({name for row in runs for name in (row.run.run, row.parent) if name})
     head = ["ID", "NAME", "STATE", "JOBS", "ENGAGED", "TOOK", "PARENT", "TAGS"]
     rows = [head]
-    for run in runs:
+    for run, parent, draining in runs:
         age, took = now - run.created_at, (run.ended_at or now) - run.created_at
         times = f"{tree.duration(max(age, 0))} ago", tree.duration(max(took, 0))
-        parent = short.get(parents[run.run], "")
-        names = short[run.run], run.name or "", run.state.value, tree.brief(run)
-        rows.append([*names, *times, parent, " ".join(run.tags)])
+        state = f"{run.state}{'*' if draining else ''}"
+        names = short[run.run], run.name or "", state, tree.brief(run)
+        rows.append([*names, *times, short.get(parent, ""), " ".join(run.tags)])
     column = head.index("PARENT")
     if not any(row[column] for row in rows[1:]):  # a column of nothing takes no room
         rows = [[*row[:column], *row[column + 1 :]] for row in rows]
@@ -94,8 +102,10 @@ def _list(obj: Any, runs: Sequence[Summary], parents: dict[str, str], now: float
         parts: list[str | tuple[str, str]] = []
         for index, cell in enumerate(cells):
             gap = "  " if index else ""
-            parts += [gap, (cell, row[index]) if head[index] == "STATE" else cell]
+            parts += [gap, (cell, row[index].rstrip("*")) if head[index] == "STATE" else cell]
         say(*parts, plain=obj.no_color)
+    if any(row.draining for row in runs):
+        say("* draining: jobs of it still run")
 
 
 def _parent(store: ResultStore, id: str) -> str:
