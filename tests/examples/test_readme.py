@@ -173,7 +173,9 @@ def test_doctor(
     shop: types.ModuleType,
     request: pytest.FixtureRequest,
     broker: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # URLs here are of other lengths
     reader = Reader(shop, request)
     (block,) = [each for each in readme if "doctor" in each.text and each.language == "sh"]
     (expected,) = [each.text for each in readme if each.kind == "doctor"]

@@ -85,8 +85,8 @@ def test_a_queue_that_nobody_consumes(lab: Lab, gate: Gate) -> None:
     assert f'no worker that answers consumes the queue "{gate.queue}"' in on_terminal(
         clutch(lab, "why", run.id)
     )
-    doctor = clutch(lab, "doctor", run.id, "--timeout", "3", code=1)
-    assert f"problem  {run.id}: no worker consumes from {gate.queue}" in doctor
+    doctor = unwrapped(clutch(lab, "doctor", run.id, "--timeout", "3", code=1))
+    assert f"problem {run.id}: no worker consumes from {gate.queue}" in doctor
     gate.open()
     assert run.get(timeout=60) == [0, 1, 2, 3]
 
@@ -190,8 +190,13 @@ def test_a_worker_that_was_killed(make_lab: MakeLab, tag: str) -> None:
         assert worker.name not in {each.sentence for each in run.why()}
         text = on_terminal(clutch(lab, "why", run.id))
         assert f"on {socket.gethostname()} that had job 0 it.hold has died" in text
-        doctor = clutch(lab, "doctor", run.id, "--timeout", "3")
+        doctor = unwrapped(clutch(lab, "doctor", run.id, "--timeout", "3"))
         assert re.search(rf"warning +{run.id}: the process \d+ on {host} that had job 0", doctor)
+
+
+def unwrapped(told: str) -> str:
+    """What a command has printed, in one line."""
+    return " ".join(told.split())
 
 
 def _killed(lab: Lab, run: ClutchResult) -> Worker:
@@ -270,7 +275,7 @@ def test_a_worker_with_another_store_that_does_not_know_the_task(make_lab: MakeL
         other = f"the worker {lab.workers[0].name} has another result store"
         (problem,) = [each for each in found if each["what"].startswith(other)]
         assert problem["severity"] == "problem"
-        doctor = clutch(lab, "doctor", run.id, "--timeout", "3", code=1)
+        doctor = unwrapped(clutch(lab, "doctor", run.id, "--timeout", "3", code=1))
         unknown = "tasks still to run that no worker of their queue knows: it.nobody_has_it (0)"
         assert f"{run.id}: {unknown}" in doctor
 

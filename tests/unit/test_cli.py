@@ -738,6 +738,21 @@ def test_doctor(shop: Shop) -> None:
     assert {each["severity"] for each in found} == {"ok", "warning"}
 
 
+@pytest.mark.parametrize(("columns", "width"), [("", 80), ("70", 70)])
+def test_doctor_fits_a_terminal(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, columns: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = shop.lines("doctor", "--timeout", "1")
+    assert width - 20 < max(map(len, lines)) <= width
+    margins = {line[:9].strip() for line in lines}
+    assert margins == {"ok", "warning", ""}, "what is wrapped stands below its beginning"
+    told = " ".join(line[9:] for line in lines)
+    for finding in shop.json("doctor", "--timeout", "1", "--json"):
+        assert finding["what"] in told
+        assert finding["fix"] in told
+
+
 def test_doctor_of_a_run_that_is_not_there(shop: Shop) -> None:
     output = shop("doctor", "nosuch", "--timeout", "5", code=1).output
     assert "problem  there is no run 'nosuch'" in output

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -134,6 +135,18 @@ def cut(text: str, width: int | None) -> str:
     if width is None or len(text) <= width:
         return text
     return text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def wrapped(text: str, first: str, others: str, width: int) -> list[str]:
+    """*text* in lines of at most *width* characters, behind the margins *first* and *others*."""
+    return textwrap.wrap(
+        graph.printable(text),
+        width,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,  # names and commands are copied
+        break_on_hyphens=False,
+    )
 
 
 def line_width() -> int | None:

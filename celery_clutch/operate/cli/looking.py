@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ from .base import (
     store_of,
     table,
     tree_of,
+    wrapped,
 )
 
 _EVERYTHING = 10**9
@@ -328,6 +330,16 @@ def _meant(obj: Any, id: str | None) -> str | None:
         return id
 
 
+def _say(finding: doctor.Finding, plain: bool) -> None:
+    """Print a finding, in lines that fit the terminal, or 80 columns where there is none."""
+    label, margin = finding.severity.value, " " * 9
+    width = shutil.get_terminal_size().columns
+    first, *others = wrapped(finding.what, margin, margin, width)
+    say((label.ljust(9), label), first.removeprefix(margin), plain=plain)
+    for line in (*others, *wrapped(finding.fix, margin, margin, width)):
+        say(line)
+
+
 @clutch.command("doctor")
 @click.argument("id", required=False, shell_complete=complete_ids)
 @click.option("--strict", is_flag=True, help="Exit with 2 if there are warnings.")
@@ -345,10 +357,7 @@ def doctor_(obj: Any, id: str | None, strict: bool, timeout: float, as_json: boo
     for finding in doctor.examine(obj.app, timeout, _meant(obj, id)):
         findings.append(finding)
         if not as_json:
-            label = finding.severity.value
-            say((label.ljust(8), label), " ", finding.what, plain=obj.no_color)
-            if finding.fix:
-                say(f"{'':9}{finding.fix}")
+            _say(finding, obj.no_color)
     if as_json:
         say_json([finding.to_dict() for finding in findings])
     severities = {finding.severity for finding in findings}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from ...model.reason import Reason
-from .base import clutch, id_argument, json_option, run_of, say, say_json
+from .base import clutch, id_argument, json_option, run_of, say, say_json, wrapped
 
 WIDTH = 80
 """Columns that a line has at most."""
@@ -41,16 +40,5 @@ def lines(reason: Reason, run: str) -> Iterator[str]:
     """*reason* in lines of at most 80 columns; what is about a run nested in *run* is indented."""
     margin = "" if reason.run == run else "  "
     fix = reason.fix and f"{reason.fix.rstrip('.')}."
-    yield from _wrapped(f"- {reason.sentence}", margin, margin + "  ")
-    yield from _wrapped(fix, margin + "  > ", margin + "    ")
-
-
-def _wrapped(text: str, first: str, others: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=others,
-        break_long_words=False,  # names and commands are copied
-        break_on_hyphens=False,
-    )
+    yield from wrapped(f"- {reason.sentence}", margin, margin + "  ", WIDTH)
+    yield from wrapped(fix, margin + "  > ", margin + "    ", WIDTH)
