@@ -23,6 +23,7 @@ from celery_clutch.model.graph import TIMES
 from celery_clutch.operate import cli
 from celery_clutch.operate.cli.watching import TOP
 from celery_clutch.runtime.leases import HOST
+from celery_clutch.stores.memory import MemoryStore
 from celery_clutch.testing import embedded
 
 from .conftest import App
@@ -250,6 +251,45 @@ def test_a_run_goes_by_the_start_of_its_id(shop: Shop) -> None:
     assert "the ids of 2 runs start with 'abc': abcdefgh-2 (SUCCEEDED), abcdefgh-1" in told
     assert shop.lines("forget", "--yes", "abcdefgh-1") == ["abcdefgh-1 forgotten"]
     assert shop.json("results", "abc") == ["abcdefgh-2"], "now it is the only one"
+
+
+def test_short_ids_are_not_those_of_runs_that_are_not_listed(shop: Shop) -> None:
+    for id, tags in (("order-2024-1", ["a"]), ("order-2024-2", ["b"]), ("other", ["b"])):
+        Clutch(id=id, tags=tags, app=shop.app).engage()
+    for options in (["--tag", "a"], ["--older", "0s", "--limit", "3", "--tag", "a"]):
+        (row,) = shop.table("ls", *options)
+        assert row["ID"] == "order-2024-1"
+    assert [row["ID"] for row in shop.table("ls", "--limit", "2")] == ["other", "order-2024-2"]
+
+
+class Unlisted(MemoryStore):
+    """A store that cannot be listed."""
+
+    def scan(self, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("all runs are listed")
+
+
+def test_a_whole_id_needs_no_listing(shop: Shop) -> None:
+    runtime(shop.app).store = Unlisted()
+    shop.succeeded()
+    for command in ("show good", "failures good", "cancel good", "why good --no-ask"):
+        shop(*command.split())
+    assert shop.json("results", "good") == ["clean"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("show", "failures", "results", "data", "graph", "doctor --timeout 0.1", "why --no-ask"),
+        *("watch", "cancel", "resume", "cancel --dry-run", "resume --dry-run", "forget --yes"),
+    ],
+)
+def test_every_command_takes_the_start_of_an_id(shop: Shop, command: str) -> None:
+    shop.succeeded(id="the-good-one")
+    told = shop(*command.split(), "the-g").output
+    if command.split()[0] not in ("failures", "results", "data", "graph", "why"):
+        assert "the-good-one" in told
+    shop(*command.split(), "nope", code=1)
 
 
 def test_the_id_of_a_run_goes_before_those_that_start_with_it(shop: Shop) -> None:

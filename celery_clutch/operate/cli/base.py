@@ -42,6 +42,8 @@ COLOURS = {
 }
 SHORT = 8
 """Characters that are left of an id at least."""
+NEAR = 2000
+"""A shortened id is told apart from those of the newest so many runs of the store."""
 CANDIDATES = 10
 """Runs that are named where an id stands for several."""
 
@@ -184,6 +186,11 @@ def resolve(store: ResultStore, text: str) -> str:
         more = f" and {len(found) - CANDIDATES} more" if len(found) > CANDIDATES else ""
         fail(f"the ids of {len(found)} runs start with {text!r}: {several}{more}")
     return found[0].run
+
+
+def newest(store: ResultStore) -> set[str]:
+    """The ids of the newest `NEAR` runs of *store*, which shortened ids are told apart from."""
+    return {run.run for run in islice(listed(store), NEAR)}
 
 
 def shortened(runs: Iterable[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ from .base import (
     id_argument,
     json_option,
     line_width,
+    newest,
     resolve,
     run_of,
     say,
@@ -56,8 +57,9 @@ _EVERYTHING = 10**9
 def ls(obj: Any, /, filters: Filters, top: bool, limit: int, as_json: bool) -> None:
     """List runs, the newest first.
 
-    Ids are shortened; every command takes the start of an id that no other run has. A state with a
-    star is of a run that has ended while jobs of it still run.
+    Ids are shortened to what none of the newest 2,000 runs of the store has in common, and to 8
+    characters at least; every command takes the start of an id that no other run has. A state with
+    a star is of a run that has ended while jobs of it still run.
     """
     store, now = store_of(obj), time.time()
     runs: list[_Row] = []
@@ -73,7 +75,9 @@ def ls(obj: Any, /, filters: Filters, top: bool, limit: int, as_json: bool) -> N
             more = {"parent": row.parent or None, "draining": row.draining}
             say_json({**_summary(row.run), **more}, line=True)
         return
-    _list(obj, runs, now)
+    nested = (row.parent for row in runs if row.parent)
+    short = shortened({*(row.run.run for row in runs), *nested, *newest(store)})
+    _list(obj, runs, short, now)
 
 
 class _Row(NamedTuple):
@@ -84,9 +88,8 @@ class _Row(NamedTuple):
     draining: int
 
 
-def _list(obj: Any, runs: Sequence[_Row], now: float) -> None:
+def _list(obj: Any, runs: Sequence[_Row], short: Mapping[str, str], now: float) -> None:
     """Print a table that fits the terminal."""
-    short = shortened({name for row in runs for name in (row.run.run, row.parent) if name})
     head = ["ID", "NAME", "STATE", "JOBS", "ENGAGED", "TOOK", "PARENT", "TAGS"]
     rows = [head]
     for run, parent, draining in runs:

@@ -22,6 +22,7 @@ from .base import (
     cut,
     line_of,
     line_width,
+    newest,
     resolve,
     say,
     shortened,
@@ -58,6 +59,7 @@ def watch(obj: Any, id: str | None, everything: bool, interval: float) -> None:
     store, paces = store_of(obj), defaultdict[str, tree.Pace](tree.Pace)
     id = resolve(store, id) if id else None
     runs: dict[str, Summary] = {}
+    near = set() if id else newest(store)
     columns = line_width()
     width = None if columns is None else columns - MARGIN
     with _live(obj) as draw, closing(_ticks(store, id, interval, draw is not None)) as ticks:
@@ -65,7 +67,7 @@ def watch(obj: Any, id: str | None, everything: bool, interval: float) -> None:
             before, runs = runs, _look(store, id, runs)
             for run in runs.values():
                 paces[run.run].add(time.monotonic(), run.done)
-            names = {} if id else shortened(runs)
+            names = {} if id else shortened({*runs, *near})
             shown = [
                 (run, _headline(run, paces[run.run], names.get(run.run, run.run), width))
                 for run in _top(runs.values())
