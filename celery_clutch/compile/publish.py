@@ -11,12 +11,16 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery, Task
 from celery.canvas import Signature
 from celery.exceptions import Ignore, Reject
+from kombu.exceptions import OperationalError
 
+from ..errors import ConfigurationError
+from ..extend.settings import quoted
 from . import compat
 from .header import NAME
 
@@ -36,7 +40,7 @@ _IDS = uuid.UUID("b8f9f3d2-6c1b-4b7e-9d3f-0c5f1f0f7a51")
 def send(app: Celery, chains: Chains, options: Mapping[str, Any] | None = None) -> None:
     """Send *chains*; *options* are for their first tasks."""
     found = [_message(chain, options or {}) for chain in chains]
-    with compat.producer(app) as producer:
+    with quietly(app), compat.producer(app) as producer:
         try:
             with compat.batch(producer, TOGETHER):
                 _publish_all(app, producer, found)
@@ -61,8 +65,29 @@ def apply(app: Celery, signature: Signature, args: Sequence[Any] = ()) -> None:
     if app.conf.task_always_eager or type(signature) is not Signature:
         signature.apply_async(args)
         return
-    with compat.producer(app) as producer:
+    with quietly(app), compat.producer(app) as producer:
         signature.apply_async(args, producer=producer)
+
+
+@contextmanager
+def quietly(app: Celery) -> Iterator[None]:
+    """Errors of Celery, kombu and their clients, without the pieces of passwords in them.
+
+    Raises:
+        OperationalError: instead of an error that quotes a password, if that says that the broker
+            is away.
+        ConfigurationError: instead of another.
+    """
+    try:
+        yield
+    except Exception as exc:
+        text = quoted(app.conf, exc)
+        if text is None:
+            raise
+        if isinstance(exc, compat.BROKER_ERRORS):
+            raise OperationalError(text) from None
+        what = f"the broker or the result backend cannot be used: {type(exc).__name__}: {text}"
+        raise ConfigurationError(what) from None
 
 
 def retry_patiently(retry: Callable[..., Any], *args: Any, **options: Any) -> Any:

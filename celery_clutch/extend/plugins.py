@@ -16,7 +16,7 @@ import pluggy
 from ..errors import ClutchError, NoApp, NoStore, PluginError, UnknownStore
 from ..stores.base import ResultStore, StoreOptions
 from . import hookspecs
-from .settings import REDIS_SCHEMES, Settings
+from .settings import REDIS_SCHEMES, Settings, quoted
 
 StoreFactory = Callable[[str, StoreOptions], ResultStore]
 
@@ -200,7 +200,13 @@ class Runtime:
         self.app = app
         self.settings = settings
         self.plugins = plugins
-        self.store = plugins.open(settings)
+        try:
+            self.store = plugins.open(settings)
+        except ClutchError as exc:
+            text = quoted(app.conf, exc)
+            if text is None:
+                raise
+            raise type(exc)(text) from None
         self.leased_by = 0
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import ConfigurationError, NoStore
+from ..model.secrets import masked
 
 REDIS_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "redis+cluster")
 
@@ -127,7 +128,7 @@ def _store(conf: Any) -> str:
     if url is not None:
         wanted = "clutch_store must be a URL such as redis://localhost:6379/0"
         if not isinstance(url, str):
-            raise ConfigurationError(f"{wanted}, not {url!r}")
+            raise ConfigurationError(f"{wanted}, not of the type {type(url).__name__}")
         if "://" not in url:  # not repeated: it may have a password in it
             raise ConfigurationError(f"{wanted}; it has no ://")
         return url
@@ -146,6 +147,31 @@ def _store(conf: Any) -> str:
         "celery-clutch needs a place for results, and neither the result backend nor the broker of "
         "this app is Redis. Set clutch_store, for example to redis://localhost:6379/0."
     )
+
+
+_URLS = ("broker_url", "broker_read_url", "broker_write_url", "result_backend", "clutch_store")
+
+
+def without_passwords(conf: Any, text: object) -> str:
+    """*text*, which may quote settings, without the pieces of passwords in them."""
+    written: list[str] = []
+    for name in _URLS:
+        # The attributes look at CELERY_BROKER_URL and CELERY_RESULT_BACKEND, too.
+        for value in (conf.get(name), getattr(conf, name, None)):
+            several = value if isinstance(value, (list, tuple)) else [value]
+            written += [str(each) for each in several if each]
+    return masked(str(text), written)
+
+
+def quoted(conf: Any, exc: BaseException) -> str | None:
+    """The text of *exc* without the pieces of passwords that are in it, or in what it comes from;
+    None if there are none."""
+    each: BaseException | None = exc
+    while each is not None:
+        if without_passwords(conf, each) != str(each):
+            return without_passwords(conf, exc)
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+    return None
 
 
 def _with_master(url: str, options: Mapping[str, Any]) -> str:

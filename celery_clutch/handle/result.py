@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from celery import current_app
 
-from ..compile import canvas, compat, pages, record, values
+from ..compile import canvas, compat, pages, publish, record, values
 from ..errors import (
     ClutchCancelled,
     ClutchExpired,
@@ -240,7 +240,8 @@ class ClutchResult:
             timeout: seconds that they have to answer. All of them are waited for.
         """
         self.state  # noqa: B018 - a run that is not there is said before workers are waited for
-        asked = workers.ask(self.app, timeout) if ask else None
+        with publish.quietly(self.app):
+            asked = workers.ask(self.app, timeout) if ask else None
         return why.reasons(snapshot.take(self.app, self.id, asked))
 
     # --- steering -------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from kombu.utils.uuid import uuid
 from ..compile import compat
 from ..errors import ClutchError, ConfigurationError, NoStore, RunNotFound
 from ..extend.plugins import runtime
-from ..extend.settings import NAMES, REDIS_SCHEMES, Settings
+from ..extend.settings import NAMES, REDIS_SCHEMES, Settings, without_passwords
 from ..handle import snapshot, why
 from ..model.workers import Worker, Workers
 from ..runtime import workers
@@ -59,7 +59,8 @@ Findings = Iterator[Finding]
 def examine(app: Celery, timeout: float = 2.0, run: str | None = None) -> Findings:
     """Look at everything, and at the *run* of this id, if one is given.
 
-    Workers have *timeout* seconds to answer. Changes nothing for good.
+    Workers have *timeout* seconds to answer. Changes nothing for good. What others say, or how they
+    write a URL, is told without the pieces of passwords in it.
     """
     for check in (_versions, _settings, _tasks, _backend, _store, _times, _sweep):
         yield from _tried(check, app)
@@ -75,7 +76,7 @@ def _tried(check: Callable[..., Iterator[Finding]], *args: Any) -> Generator[Fin
         return (yield from check(*args))
     except Exception as exc:
         what = f"the check of {check.__name__.strip('_')} fails: {type(exc).__name__}: {exc}"
-        yield Finding(Severity.PROBLEM, what)
+        yield Finding(Severity.PROBLEM, without_passwords(args[0].conf, what))
         return None
 
 
@@ -139,10 +140,10 @@ def _backend(app: Celery) -> Findings:
     try:
         backend.get_state(f"clutch-doctor-{uuid()}")
     except Exception as exc:
-        what = f"the result backend cannot be reached: {exc}"
+        what = f"the result backend cannot be reached: {_said(app, exc)}"
         yield _problem(what, "Start it, or correct result_backend.")
         return
-    yield _ok(f"the result backend {backend.as_uri()} can be reached")
+    yield _ok(f"the result backend {_said(app, backend.as_uri())} can be reached")
 
 
 def _store(app: Celery) -> Findings:
@@ -152,11 +153,13 @@ def _store(app: Celery) -> Findings:
     except ConfigurationError as exc:
         if _wrong(app):
             return  # the check of settings says that
-        yield _problem(f"the result store is not ready: {exc}", "See clutch_store in the README.")
+        yield _problem(
+            f"the result store is not ready: {_said(app, exc)}", "See clutch_store in the README."
+        )
         return
     except ClutchError as exc:
         fix = "Start it, or correct clutch_store. Is it new? Then: celery clutch migrate."
-        yield _problem(f"the result store cannot be used: {exc}", fix)
+        yield _problem(f"the result store cannot be used: {_said(app, exc)}", fix)
         return
     yield _ok(f"the result store {store!r} can be written and read")
     for finding in store.check():
@@ -210,7 +213,7 @@ def _wrong(app: Celery) -> str:
     except NoStore:  # the check of the store says that
         pass
     except ConfigurationError as exc:
-        return str(exc)
+        return _said(app, exc)
     return ""
 
 
@@ -256,10 +259,10 @@ def _broker(app: Celery, timeout: float) -> Generator[Finding, None, Workers | N
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
             is_amqp = connection.transport.driver_type == "amqp"
     except Exception as exc:
-        what = f"the broker cannot be reached: {exc}"
+        what = f"the broker cannot be reached: {_said(app, exc)}"
         yield _problem(what, "Start it, or correct broker_url.")
         return None
-    yield _ok(f"the broker {url} can be reached")
+    yield _ok(f"the broker {_said(app, url)} can be reached")
     if is_amqp and not compat.confirms(app):
         yield _warning(
             "the broker does not confirm messages: one that it never gets is lost unseen",
@@ -303,18 +306,20 @@ def _stores(app: Celery, known: Sequence[Worker], wanted: set[str]) -> Findings:
             continue  # of another app on the same broker
         severity = Severity.PROBLEM if serves else Severity.WARNING
         if not worker.store:
-            what = f"the worker {worker.name} has no result store: {worker.trouble}"
+            what = f"the worker {worker.name} has no result store: {_said(app, worker.trouble)}"
             fix = "Give it the clutch_store that everybody else has."
             yield Finding(severity, what, fix)
         elif worker.same_store is False:
+            theirs = _said(app, worker.store)
             what = (
-                f"the worker {worker.name} has another result store: {worker.store}, and this "
-                f"machine has {workers.described(app)}"
+                f"the worker {worker.name} has another result store: {theirs}, and this machine "
+                f"has {workers.described(app)}"
             )
             fix = "Give both the same clutch_store and clutch_key_prefix."
             yield Finding(severity, what, fix)
         elif worker.trouble:
-            what = f"the worker {worker.name} cannot reach its result store: {worker.trouble}"
+            trouble = _said(app, worker.trouble)
+            what = f"the worker {worker.name} cannot reach its result store: {trouble}"
             yield Finding(severity, what, f"Let it reach {worker.store}.")
     same = [worker for worker in known if worker.same_store]
     if known and len(same) == len(known):
@@ -400,6 +405,10 @@ def _run(app: Celery, run: str, asked: Workers | None) -> Findings:
 def _apart(at: float, before: float, after: float) -> float:
     """How far *at* is outside of the time between."""
     return max(before - at, at - after, 0.0)
+
+
+def _said(app: Celery, text: object) -> str:
+    return without_passwords(app.conf, text)
 
 
 def _is_redis(url: Any) -> bool:

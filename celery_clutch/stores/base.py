@@ -35,6 +35,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from ..errors import StoreUnavailable
+from ..model.secrets import without_secrets as without_secrets
 from ..model.status import State
 
 T = TypeVar("T")
@@ -948,19 +949,6 @@ def every(
         found, cursor = look(cursor, count)
         yield from found
         more = bool(cursor)
-
-
-def without_secrets(url: str) -> str:
-    """*url* for people to read: without user, password and query.
-
-    Where it cannot be told what is a password, because one has an unquoted ``?`` in it or a query
-    has an ``@``, nothing but the scheme is shown.
-    """
-    scheme, _, rest = url.partition("://")
-    place, _, query = rest.partition("?")
-    if "@" in query or "#" in rest:
-        return f"{scheme}://..."
-    return f"{scheme}://{place.rpartition('@')[2]}"
 
 
 def _pauses() -> Iterator[float]:

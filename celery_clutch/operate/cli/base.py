@@ -22,6 +22,7 @@ from kombu.exceptions import OperationalError
 from ...compile import record
 from ...errors import ClutchError, RunNotFound
 from ...extend.plugins import runtime
+from ...extend.settings import without_passwords
 from ...handle import tree
 from ...handle.result import ClutchResult
 from ...model import graph
@@ -55,7 +56,9 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except (ClutchError, OperationalError) as exc:
-            fail(str(exc) or repr(exc))
+            text = str(exc) or repr(exc)
+            app = getattr(ctx.obj, "app", None)
+            fail(text if app is None else without_passwords(app.conf, text))
 
 
 @click.group(cls=Group)

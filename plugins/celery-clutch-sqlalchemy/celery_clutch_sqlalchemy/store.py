@@ -394,8 +394,15 @@ class SQLAlchemyStore(TransactionalStore):
             raise ConfigurationError(
                 f"{without_secrets(url)} is not the URL of a database"
             ) from None
+        place = without_secrets(url)
+        # SQLAlchemy takes the rest of a password for a host or a database, which drivers quote.
+        if parsed.host and (place.endswith("://...") or "@" in f"{parsed.host}{parsed.database}"):
+            raise ConfigurationError(
+                f"{place} is not the URL of a database: in a password @ is written as %40, / as "
+                "%2F, ? as %3F and # as %23"
+            )
         if problem := self._problem(parsed):
-            raise ConfigurationError(f"{without_secrets(url)} {problem}")
+            raise ConfigurationError(f"{place} {problem}")
         parsed = parsed.difference_update_query(_OURS)
         defaults = {key: value for key, value in self.defaults.items() if key not in parsed.query}
         return parsed.update_query_dict(defaults), own
