@@ -6,13 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import pytest
+
 from celery_clutch import Clutch, State, parallel
+from celery_clutch.extend.plugins import runtime
+from celery_clutch.operate import cli
 from celery_clutch.runtime.leases import HOST
 
-from .app import fail_unless, nests, value
+from .app import fail, fail_unless, hold, nests, value
+from .conftest import MakeLab
 from .lab import MODULE, ROOT, Gate, Lab, until
 
 
@@ -124,6 +130,114 @@ def test_a_terminal_of_80_columns(lab: Lab, tag: str) -> None:
     assert clutch(lab, "failures", short) == "no job without a result has failed\n"
     assert clutch(lab, "forget", "--tag", tag, "--dry-run").startswith(run.id)
     assert clutch(lab, "forget", "--tag", tag, "--yes").endswith(f"{run.id} forgotten\n")
+
+
+# --- every command, at 80 columns ---------------------------------------------------------------
+
+LONG = "a name that is too long for most of the terminals that there are"
+
+
+@pytest.fixture(scope="module")
+def seeded(make_lab: MakeLab) -> Iterator[Lab]:
+    """A worker, and a store of its own with a run of each kind."""
+    with make_lab("commands", clutch_key_prefix="commands", clutch_lease=600) as lab:
+        lab.app.set_current()
+        good = Clutch(value.s(1), nests.s(value.s(4)), name=LONG, id="good", tags=["eu", LONG])
+        bad = parallel(fail.s(f"the shelf {n} is as full as all the others are") for n in range(12))
+        for run in (
+            good.engage(),
+            Clutch(bad, value.s(1), name=LONG, id="bad-" + "b" * 32).engage(),
+        ):
+            lab.finish(run)
+        Clutch(hold.s("commands"), name=LONG, id="slow").engage()
+        until(lambda: runtime(lab.app).store.leases("slow"), "for the slow job")
+        yield lab
+        lab.raise_flag("commands")
+
+
+FITS = [
+    ("--help", 0),
+    ("ls", 0),
+    ("ls --top --state failed --limit 1", 0),
+    ("failures bad", 0),
+    ("stats", 0),
+    ("watch good", 0),
+    ("watch bad", 1),
+    ("data good", 0),
+    ("results good 0", 0),
+    ("cancel slow --dry-run", 0),
+    ("cancel --state running --dry-run", 0),
+    ("resume bad --dry-run", 0),
+    ("forget bad good --dry-run", 0),
+    ("cancel good", 0),
+    ("resume good", 0),
+    ("prune", 0),
+    ("migrate", 0),
+    ("why good --no-ask", 0),
+    ("why slow", 0),
+    ("doctor slow --timeout 1", 0),
+    ("doctor --strict --timeout 0.2", 2),
+    ("doctor nope --timeout 0.2", 1),
+]
+ANY_WIDTH = [
+    ("ls --json", 0),
+    ("show good --args", 0),
+    ("show bad --traceback --all", 0),
+    ("graph bad --format text", 0),
+    ("sweep", 0),
+    ("show bad --json", 0),
+    ("failures bad --json --limit 1", 0),
+    ("stats --json", 0),
+    ("graph good", 0),
+    ("graph bad --format html --all", 0),
+    ("why slow --json", 0),
+    ("doctor --json --timeout 0.2", 0),
+    ("show nope", 1),
+    ("results bad 7", 1),
+    ("cancel nope", 1),
+    ("forget nope", 1),
+    ("cancel", 2),
+    ("watch", 2),
+    ("ls --state odd", 2),
+]
+
+
+def test_all_runs_are_watched_at_80_columns(seeded: Lab) -> None:
+    Clutch(hold.s("watched"), id="watched").engage()
+    watching = start(seeded, "watch", "--all", "--interval", "0.1")
+    assert watching.stdout
+    lines = [watching.stdout.readline() for _ in range(2)]
+    for flag in ("commands", "watched"):
+        seeded.raise_flag(flag)
+    out, err = watching.communicate(timeout=90)
+    assert (watching.returncode, err) == (0, "")
+    lines += out.splitlines()
+    assert " RUNNING  0 of " in lines[0]
+    assert any("watched  SUCCEEDED  1 of 1 jobs" in line for line in lines[-2:])
+    assert max(map(len, lines)) <= 81, "the first two have ends of lines"
+
+
+@pytest.mark.parametrize(("command", "code"), FITS)
+def test_a_command_at_80_columns(seeded: Lab, command: str, code: int) -> None:
+    told = clutch(seeded, *command.split(), code=code)
+    assert told
+    assert max(map(len, told.splitlines())) <= 80, told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(("command", "code"), ANY_WIDTH)
+def test_a_command_for_programs_a_tree_or_an_error(seeded: Lab, command: str, code: int) -> None:
+    told = clutch(seeded, *command.split(), code=code)
+    if "--json" in command and command != "ls --json":
+        assert json.loads(told)
+    if code == 1:
+        assert told.startswith("Error: ")
+        assert told.count("\n") == 1
+
+
+def test_every_command_is_run_here() -> None:
+    ran = {command.split()[0] for command, _ in FITS + ANY_WIDTH}
+    assert ran - {"--help"} == set(cli.clutch.commands)
 
 
 def test_shells_complete(lab: Lab, tag: str) -> None:

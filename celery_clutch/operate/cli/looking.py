@@ -186,11 +186,12 @@ def failures(obj: Any, id: str, limit: int, as_json: bool) -> None:
         say("no job without a result has failed")
     for group in groups[:limit]:
         kind = "dead" if group.dead else "failing"
-        say(
-            (f"{group.count:,} {graph.TIMES}", kind),
-            f" {group.task}  {_said(group.example)}",
-            plain=obj.no_color,
-        )
+        count, margin = f"{group.count:,} {graph.TIMES}", " " * 4
+        text = f"{count} {group.task}  {_said(group.example)}"
+        first, *others = wrapped(text, "", margin, line_width() or sys.maxsize)
+        say((count, kind), first.removeprefix(count), plain=obj.no_color)
+        for line in others:
+            say(line)
         places = ", ".join(group.addresses)
         more = f" and {group.count - len(group.addresses):,} more" if group.more else ""
         say(f"    {group.dead:,} dead, {group.count - group.dead:,} retried: {places}{more}")

@@ -11,14 +11,17 @@ import click
 from ...errors import RunNotFound
 from ...handle import tree
 from ...handle.result import ClutchResult
+from ...model import graph
 from ...model.status import State
 from ...stores.base import Summary
 from .. import sweep as sweep_module
 from .base import (
     Filters,
     clutch,
+    cut,
     filtered,
     ids_argument,
+    line_width,
     resolve,
     say,
     store_of,
@@ -130,7 +133,10 @@ def _chosen(obj: Any, ids: Sequence[str], filters: Filters, verb: str) -> tuple[
 
 
 def _show(run: Summary) -> None:
-    say(f"{run.run}  {run.name or ''}  {run.state}  {tree.progress(run)}")
+    """Print a run in one line; its name is cut where the terminal is too narrow."""
+    width, rest = line_width(), f"{run.state}  {tree.progress(run)}"
+    room = None if width is None else max(width - len(run.run) - len(rest) - 4, 1)
+    say(f"{run.run}  {cut(graph.printable(run.name or ''), room)}  {rest}")
 
 
 @clutch.command()
