@@ -21,6 +21,7 @@ from celery.exceptions import (
     TaskRevokedError,
     WorkerLostError,
 )
+from celery.states import IGNORED, REJECTED
 from celery.worker.control import inspect_command
 
 from ..compile import canvas, compat, record
@@ -30,7 +31,7 @@ from ..extend.plugins import runtime
 from ..model.status import State
 from ..stores.base import Verdict
 from . import advance, journal, workers
-from .attempt import FRESH, Attempt, put_off, too_late, why_dropped
+from .attempt import FRESH, Attempt, lost, put_off, too_late, why_dropped
 from .handlers import describe
 from .task import ATTEMPT, ClutchTask
 
@@ -216,6 +217,28 @@ def _on_retry(
     cause = getattr(reason, "exc", None) or reason
     traceback = getattr(einfo, "traceback", None)
     _record_signal(sender.app, request, cause, final=False, traceback=traceback)
+
+
+@signals.task_postrun.connect(weak=False)
+def _on_postrun(task: Any = None, state: str | None = None, retval: Any = None, **_: Any) -> None:
+    """A task that is not a ClutchTask and ends without an outcome, which has no errback."""
+    if state not in (IGNORED, REJECTED) or isinstance(task, (ClutchTask, InternalTask)):
+        return
+    if isinstance(retval, Reject):
+        if retval.requeue and task.acks_late:
+            return  # it comes again
+        how = "raised Reject"
+    elif compat.is_replacement(retval):
+        return
+    else:
+        how = "raised Ignore"
+    try:
+        header = Header.of(task.request)
+        if header is not None:
+            attempt = Attempt(task.app, header, task.request, task.name)
+            attempt.fail(lost(attempt, how, retval), final=True)
+    except Exception:
+        logger.exception("the failure of a job could not be recorded")
 
 
 @signals.worker_ready.connect(weak=False)

@@ -20,6 +20,8 @@ from integration.app import (
     plain,
     plain_exhaust,
     plain_fail,
+    plain_ignore,
+    plain_reject,
     plain_retry,
     plain_set,
     reject,
@@ -60,6 +62,8 @@ QUICK: dict[str, tuple[Callable[[Runs], Any], str]] = {
     "has bad arguments": (lambda lab: needs.s(1, 2, 3), "TypeError"),
     "raises, plain": (lambda lab: plain_fail.s(), "ValueError"),
     "exhausts its retries, plain": (lambda lab: plain_exhaust.s(), "ValueError"),
+    "ignores itself, plain": (lambda lab: plain_ignore.s(), f"{ERRORS}.JobLost"),
+    "rejects itself, plain": (lambda lab: plain_reject.s(), f"{ERRORS}.JobLost"),
     "returns no JSON, plain": (lambda lab: plain_set.s(), f"{ERRORS}.NonJSONResult"),
 }
 TWO_ATTEMPTS = {

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from integration.app import add, gather, nests, plain, plain_retry, plain_seen, seen, value
+from integration.app import (
+    add,
+    gather,
+    nests,
+    plain,
+    plain_replace,
+    plain_retry,
+    plain_seen,
+    seen,
+    value,
+)
 from integration.lab import Runs, handlers
 
 from celery_clutch import Clutch, State, parallel, series
@@ -72,3 +82,11 @@ def test_plain_inside_a_nested_clutch(lab: Runs) -> None:
     assert lab.finish(run) is State.SUCCEEDED
     (inner,) = lab.nested(run)
     assert inner.get(timeout=1) == [["y"]]
+
+
+def test_plain_that_is_replaced(lab: Runs) -> None:
+    """Celery raises Ignore there as well, and it is no end of the job."""
+    run = series(plain_replace.s(plain.si("other")), seen.s()).engage()
+    assert lab.finish(run) is State.SUCCEEDED
+    assert run.results("0") == "other"
+    assert run.failures() == []

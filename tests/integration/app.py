@@ -923,6 +923,27 @@ def plain_exhaust(self: Any) -> None:
     raise self.retry(exc=ValueError("never"), countdown=0, max_retries=1)
 
 
+@shared_task(name="it.plain_ignore", base=celery.Task, bind=True)
+def plain_ignore(self: Any) -> None:
+    """Raise Ignore, knowing nothing of clutches."""
+    ran(self)
+    raise Ignore("not interested")
+
+
+@shared_task(name="it.plain_reject", base=celery.Task, bind=True)
+def plain_reject(self: Any) -> None:
+    """Raise Reject, knowing nothing of clutches."""
+    ran(self)
+    raise Reject("not here", requeue=False)
+
+
+@shared_task(name="it.plain_replace", base=celery.Task, bind=True)
+def plain_replace(self: Any, signature: Any) -> Any:
+    """Be replaced by *signature*, knowing nothing of clutches."""
+    ran(self)
+    return self.replace(self.app.signature(signature))
+
+
 @shared_task(name="it.plain_set", base=celery.Task, bind=True)
 def plain_set(self: Any) -> Any:
     """Return what has no JSON form (Celery's own JSON has one for it)."""
