@@ -9,9 +9,11 @@ address of the job. What is in the first of them has addresses such as ``"1~0.2"
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from html import escape
 from importlib import resources
 from itertools import pairwise
@@ -38,6 +40,8 @@ COLOURS = {
     "done": "#1a7f37",
 }
 """The states of a job, the one that matters most first, and the colours they are drawn in."""
+ROW = "100em"
+"""How wide a row of branches gets in HTML."""
 TIMES = "\u00d7"
 
 
@@ -125,12 +129,22 @@ def page(
     nested: Nested = NOTHING,
 ) -> str:
     """A page of HTML, moved with the mouse or the arrow keys, zoomed with the wheel or ``+`` and
-    ``-``; ``0`` shows all of it. Nothing is loaded from the network."""
+    ``-``; ``0`` shows all of it. Nothing is loaded from the network, and no script runs but its
+    own."""
     name = escape(printable(title))
     drawing = _html(box(plan, states, wide, nested))
     empty = (resources.files(__package__) / "page.html").read_text("utf-8")
+    script = empty.partition("<script>")[2].partition("</script>")[0]
+    empty = empty.replace("<!--policy-->", _policy(script))
     # Names are escaped, so that none can be one of these.
     return empty.replace("<!--title-->", name).replace("<!--drawing-->", drawing)
+
+
+def _policy(script: str) -> str:
+    """What a browser is to let a page do: run *script*, and show styles of its own."""
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    allowed = f"script-src 'sha256-{digest}'; style-src 'unsafe-inline'"
+    return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
 
 
 def box(
@@ -306,7 +320,9 @@ def _html(box: Box) -> str:
     series = box.kind == "series"
     arrow = '<div style="text-align:center;line-height:1">↓</div>' if series else ""
     inner = arrow.join(map(_html, box.inner))
-    flow = f"display:flex;flex-flow:{'column' if series else 'row wrap'};align-items:center"
+    flow = "display:flex;align-items:center;"
+    # Branches of what is wide stand in several rows.
+    flow += "flex-flow:column" if series else f"flex-flow:row wrap;max-width:{ROW}"
     if not box.at:
         return f'<div style="{flow};width:max-content">{inner}</div>'
     colour = COLOURS.get(overall(box.states), COLOURS["waiting"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -238,6 +239,18 @@ def test_a_command_for_programs_a_tree_or_an_error(seeded: Lab, command: str, co
 def test_every_command_is_run_here() -> None:
     ran = {command.split()[0] for command, _ in FITS + ANY_WIDTH}
     assert ran - {"--help"} == set(cli.clutch.commands)
+
+
+def test_the_line_of_the_readme_makes_a_shell_complete() -> None:
+    readme = (ROOT.parent / "README.md").read_text("utf-8")
+    (line,) = re.findall(r'^\$ (eval "\$\(_CELERY_COMPLETE=.*\)")', readme, re.MULTILINE)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    script = f"{line}; complete -p celery"
+    done = subprocess.run(
+        ["bash", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "_celery_completion" in done.stdout
 
 
 def test_shells_complete(lab: Lab, tag: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -214,3 +216,22 @@ def test_no_name_breaks_the_page(name: str) -> None:
     assert drawn.count("<script>") == drawn.count("</script>") == 1
     assert drawn.count("1 shop.fetch") == 1
     assert drawn.count("<!--") == 0
+
+
+def test_a_browser_runs_no_script_but_that_of_the_page() -> None:
+    drawn = graph.page(plan.series([Job("shop.fetch")]), "run")
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', drawn)
+    assert policy is not None
+    directives = dict(each.split(" ", 1) for each in policy[1].split("; "))
+    (script,) = re.findall(r"<script>(.*?)</script>", drawn, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert directives["default-src"] == "'none'"
+    assert directives["script-src"] == f"'sha256-{digest}'"
+    assert not re.search(r"\son\w+=", drawn), "handlers in attributes would not be called"
+
+
+def test_branches_of_a_wide_parallel_stand_in_rows() -> None:
+    root = plan.series([plan.parallel([Job("shop.fetch")] * 60)])
+    drawn = graph.page(root, "run", wide=100)
+    assert drawn.count("shop.fetch") == 60
+    assert f"flex-flow:row wrap;max-width:{graph.ROW}" in drawn
