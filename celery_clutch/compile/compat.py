@@ -102,9 +102,10 @@ class Unread:
 def batch(producer: Any, size: int) -> AbstractContextManager[Any]:
     """Let what is published through *producer* meanwhile go to the broker *size* at a time.
 
-    kombu can do that since 5.7, with Redis; otherwise each message goes by itself.
+    kombu can do that since 5.7, with Redis; otherwise each message goes by itself. So does a single
+    one, which a batch would make dearer.
     """
-    return producer.batch(size) if hasattr(producer, "batch") else nullcontext()
+    return producer.batch(size) if size > 1 and hasattr(producer, "batch") else nullcontext()
 
 
 BATCH_ERRORS: tuple[type[Exception], ...] = (
@@ -135,8 +136,7 @@ _AMQP = ("amqp:", "amqps:", "pyamqp:")
 def producer(app: Celery) -> AbstractContextManager[Any]:
     """A producer from a pool; one that waits until the broker has each message, where that takes
     asking for it (AMQP, ``confirm_publish``; 5.3 to 5.7)."""
-    asked = "confirm_publish" in (app.conf.broker_transport_options or {})
-    if asked or not confirms(app):
+    if not _is_amqp(app) or "confirm_publish" in (app.conf.broker_transport_options or {}):
         usual: AbstractContextManager[Any] = app.producer_or_acquire()
         return usual
     confirmed = app.connection_for_write(transport_options={"confirm_publish": True})
@@ -151,8 +151,12 @@ def confirms(app: Celery) -> bool:
     options = app.conf.broker_transport_options or {}
     if "confirm_publish" in options:
         return bool(options["confirm_publish"])
+    return _is_amqp(app)
+
+
+def _is_amqp(app: Celery) -> bool:
     url = str(app.conf.broker_write_url or "")
-    return not app.conf.broker_transport and url.startswith(_AMQP)
+    return url.startswith(_AMQP) and not app.conf.broker_transport
 
 
 def expiry(app: Celery, expires: Any) -> str:

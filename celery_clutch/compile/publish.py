@@ -42,7 +42,7 @@ def send(app: Celery, chains: Chains, options: Mapping[str, Any] | None = None) 
     found = [_message(chain, options or {}) for chain in chains]
     with quietly(app), compat.producer(app) as producer:
         try:
-            with compat.batch(producer, TOGETHER):
+            with compat.batch(producer, min(len(found), TOGETHER)):
                 _publish_all(app, producer, found)
         except compat.BATCH_ERRORS:
             # Perhaps all of them are lost. Sent one by one, each is tried again as Celery's
