@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -23,7 +24,7 @@ from kombu.utils.uuid import uuid
 from .. import signals
 from ..errors import MissingResult, NonJSONArgument
 from ..extend import observers
-from ..extend.plugins import runtime
+from ..extend.plugins import Runtime, runtime
 from ..model import codec, names, plan
 from ..model.data import difference
 from ..model.events import Engaged
@@ -49,7 +50,6 @@ DATA = "data"
 """The key under which a nested run keeps the shared data as it was at its start."""
 
 
-@dataclass(frozen=True, slots=True)
 class Compiler:
     """Compiles the chains of one run and generation.
 
@@ -58,8 +58,13 @@ class Compiler:
         origin: what the headers of all jobs have in common.
     """
 
-    app: Celery
-    origin: Header
+    def __init__(self, app: Celery, origin: Header) -> None:
+        self.app = app
+        self.origin = origin
+
+    @cached_property
+    def _runtime(self) -> Runtime:
+        return runtime(self.app)
 
     def chain(self, page: str, items: Chain, *, due: bool = False) -> list[Signature]:
         """The tasks of a chain, one behind the other.
@@ -83,13 +88,13 @@ class Compiler:
         args = job.args
         if not job.plain:
             # Whoever has given the job an id means to look it up.
-            keep = "task_id" in job.options or runtime(self.app).settings.keep_results
+            keep = "task_id" in job.options or self._runtime.settings.keep_results
             header = replace(header, keep=True) if keep else header
             if header.prepend:
                 args = (None, *args)  # ClutchTask puts the previous result in its place
             return [self._job(job.task, args, job.kwargs, job.options, header, plain=False)]
         if header.prepend:
-            args = (values.previous_value(runtime(self.app).store, header), *args)
+            args = (values.previous_value(self._runtime.store, header), *args)
             header = replace(header, prepend=False)
         plain = self._job(job.task, args, job.kwargs, job.options, header, plain=True)
         return [plain, self.collect(replace(header, task=job.task), job.options.get("queue"))]

@@ -7,7 +7,7 @@ the next step (5.3 to 5.7).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from ..errors import CorruptRecord
@@ -156,8 +156,9 @@ class Header:
     @classmethod
     def of_item(cls, origin: Header, page: str, item: Item, **own: Any) -> Header:
         """The header for an item of a page of the run that *origin* stands for."""
-        return replace(
-            origin,
+        return cls(
+            origin.run,
+            origin.generation,
             at=item.at,
             page=page,
             previous=item.previous,
@@ -168,6 +169,8 @@ class Header:
             tolerances=item.tolerances,
             choices=item.choices,
             gives=item.gives,
+            expires=origin.expires,
+            context=origin.context,
             **own,
         )
 

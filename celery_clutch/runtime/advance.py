@@ -24,7 +24,7 @@ from ..compile.header import NAME, Header, is_header, job_due
 from ..compile.pages import Expand, Mapped, Narrow, Passed, Start
 from ..errors import CorruptRecord, MissingResult, NestedClutchFailed, NoSuchChoice, NotAList
 from ..extend import observers
-from ..extend.plugins import runtime
+from ..extend.plugins import Runtime, runtime
 from ..model import codec
 from ..model.absent import Failed
 from ..model.events import JobFinished
@@ -335,7 +335,7 @@ class Outbox:
             jobs=width * start.size - 1,
             counts=0,
         )
-        complete(self.app, replace(origin, at=start.at), done, None)
+        complete(runtime(self.app), replace(origin, at=start.at), done, None)
 
     def _finished(self, starts: Iterable[Start]) -> set[str]:
         """Which jobs of *starts* have a result, without those of further pages, and which of the
@@ -515,14 +515,14 @@ def _tell_waiting(app: Celery, found: Record, meta: record.Meta, address: str) -
 
 
 def complete(
-    app: Celery,
+    own: Runtime,
     header: Header,
     done: Completion,
     event: Callable[[], JobFinished] | None,
     chain: Sequence[Any] = (),
 ) -> Completed:
     """Record a result, and send what follows; without an *event* it is not that of a job."""
-    own = runtime(app)
+    app = own.app
     if observers.heard(own, signals.clutch_step_settled):
         done = replace(done, settles=header.settles_alone())
     answer = own.store.patiently(own.store.complete, done)
@@ -609,7 +609,7 @@ def complete_held(
     info = record.with_nested(held.info, held.runs)
     done = completion(header, held.value, changes, info, token=f"nested {parent.task_id}")
     event = finished_event(header, parent.task, parent.task_id, held.info)
-    answer = complete(app, header, done, event)
+    answer = complete(runtime(app), header, done, event)
     if answer.fresh:
         for link in held.links:
             publish.apply(app, app.signature(link), (codec.decode_result(held.value),))

@@ -197,7 +197,7 @@ class Attempt:
         header = replace(self.header, barriers=(), choices=None, next="")
         done = advance.completion(header, outcome.value, outcome.changes, outcome.info, self.token)
         event = self._finished_event(outcome)
-        return advance.complete(self.app, header, replace(done, stop=outcome.value), event)
+        return advance.complete(self.runtime, header, replace(done, stop=outcome.value), event)
 
     def _finished_event(self, outcome: record.Held) -> Callable[[], JobFinished]:
         task_id = str(getattr(self.request, "id", "") or "")
@@ -211,7 +211,7 @@ class Attempt:
         done = advance.completion(
             header, outcome.value, outcome.changes, outcome.info, self.token, begins
         )
-        return advance.complete(self.app, header, done, self._finished_event(outcome), chain)
+        return advance.complete(self.runtime, header, done, self._finished_event(outcome), chain)
 
     def repeat(self) -> bool:
         """The job has its result, from a message before this one: send what has been due for long.
