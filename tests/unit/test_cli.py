@@ -826,3 +826,72 @@ def test_colours_only_where_they_are_wanted(shop: Shop) -> None:
     told = CliRunner().invoke(cli.clutch, ["show", "good"], obj=obj, color=True).output
     assert "\x1b[32m✓\x1b[0m" in told
     assert "\x1b" not in shop("show", "good").output
+
+
+# --- commands of plugins --------------------------------------------------------------------
+
+
+@pytest.fixture
+def bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Install a distribution that brings a command; *target* is where it is."""
+
+    def bring(source: str, target: str, name: str = "greet") -> None:
+        (tmp_path / "clutch_greetings.py").write_text(source, "utf-8")
+        info = tmp_path / "clutch_greetings-1.0.dist-info"
+        info.mkdir()
+        metadata = "Metadata-Version: 2.1\nName: clutch-greetings\nVersion: 1.0\n"
+        (info / "METADATA").write_text(metadata, "utf-8")
+        points = f"[celery_clutch.commands]\n{name} = {target}\n"
+        (info / "entry_points.txt").write_text(points, "utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "clutch_greetings", raising=False)
+
+    return bring
+
+
+GREET = """
+import click
+
+@click.command()
+@click.pass_obj
+def greet(obj):
+    "Say hello to the app."
+    click.echo(f"hello {obj.app.main}")
+"""
+
+
+def test_a_plugin_brings_a_command(shop: Shop, bring: Callable[..., None]) -> None:
+    bring(GREET, "clutch_greetings:greet")
+    assert shop("greet").output == "hello shop\n"
+    assert "Say hello to the app." in shop("--help").output
+    assert "\n  greet " in shop("--help").output
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "reason"),
+    [
+        ("import nowhere", "clutch_greetings:greet", "No module named 'nowhere'"),
+        ("greet = 1", "clutch_greetings:greet", "is no click command"),
+    ],
+)
+def test_a_broken_command_of_a_plugin_harms_no_other(
+    shop: Shop, bring: Callable[..., None], source: str, target: str, reason: str
+) -> None:
+    bring(source, target)
+    assert "Broken: " in shop("--help").output
+    assert shop("ls").exit_code == 0
+    told = shop("greet", code=1).output
+    assert reason in told
+    assert "clutch-greetings" in told
+    assert "Traceback" not in told
+
+
+def test_a_plugin_takes_the_name_of_no_other_command(
+    shop: Shop, bring: Callable[..., None]
+) -> None:
+    bring(GREET, "clutch_greetings:greet", "ls")
+    assert "hello" not in shop("ls").output
+
+
+def test_a_command_that_nobody_brings(shop: Shop) -> None:
+    assert "No such command 'greet'" in shop("greet", code=2).output

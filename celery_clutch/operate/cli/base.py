@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
+from importlib.metadata import EntryPoint, entry_points
 from itertools import islice, takewhile
 from typing import Any, NoReturn
 
@@ -47,10 +48,28 @@ NEAR = 2000
 """A shortened id is told apart from those of the newest so many runs of the store."""
 CANDIDATES = 10
 """Runs that are named where an id stands for several."""
+COMMANDS = "celery_clutch.commands"
+"""The group of entry points that name the commands of plugins."""
 
 
 class Group(click.Group):
-    """Trouble that is to be expected is told in one line."""
+    """The commands of this package, and those that plugins bring.
+
+    Trouble that is to be expected is told in one line.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *(point.name for point in _brought())})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            return command
+        # Loaded on use only: what a plugin imports slows no other command down.
+        for point in _brought():
+            if point.name == cmd_name:
+                return _loaded(point)
+        return None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -59,6 +78,29 @@ class Group(click.Group):
             text = str(exc) or repr(exc)
             app = getattr(ctx.obj, "app", None)
             fail(text if app is None else without_passwords(app.conf, text))
+
+
+def _brought() -> Iterable[EntryPoint]:
+    return entry_points(group=COMMANDS)
+
+
+def _loaded(point: EntryPoint) -> click.Command:
+    """The command of a plugin; one that says so where it cannot be imported, as ``--help`` of the
+    group loads all of them."""
+    name = point.dist.name if point.dist else point.value
+    try:
+        command = point.load()
+    except Exception as exc:
+        reason = f"the command {point.name} of {name} cannot be imported: {exc!r}"
+    else:
+        if isinstance(command, click.Command):
+            return command
+        reason = f"{point.value}, the command {point.name} of {name}, is no click command"
+
+    def broken() -> NoReturn:
+        fail(reason)
+
+    return click.Command(point.name, callback=broken, help=f"Broken: {graph.printable(reason)}")
 
 
 @click.group(cls=Group)
