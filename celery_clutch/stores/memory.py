@@ -5,24 +5,27 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from ..model.status import State
 from .base import ENDED, NOTHING, StoreOptions
+from .buckets import Buckets
 from .machine import Head, Rows, TransactionalStore, Wanted
 
 Kinds = dict[str, dict[str, bytes]]
 
 
-class MemoryStore(TransactionalStore):
+class MemoryStore(TransactionalStore, Buckets):
     """Runs in a dict behind a lock. Each instance is a world of its own."""
 
     def __init__(self, url: str = "memory://", options: StoreOptions = StoreOptions()) -> None:
         super().__init__(url, options)
         self._runs: dict[str, tuple[Head, Kinds]] = {}
         self._owners: dict[str, float] = {}
+        self._counts: dict[str, tuple[float, Counter[str]]] = {}
         self._changed = threading.Condition()
 
     @contextmanager
@@ -87,6 +90,22 @@ class MemoryStore(TransactionalStore):
         with self._changed:
             for owner in owners:
                 self._owners.pop(owner, None)
+
+    def add_counts(self, counts: Mapping[str, Mapping[str, int]], seconds: float) -> None:
+        now = time.time()
+        with self._changed:
+            kept = {each: have for each, have in self._counts.items() if have[0] > now}
+            for bucket, more in counts.items():
+                _, count = kept.get(bucket, (0.0, Counter[str]()))
+                count.update(more)
+                kept[bucket] = now + seconds, count
+            self._counts = kept
+
+    def read_counts(self, buckets: Sequence[str]) -> list[dict[str, int]]:
+        now, nothing = time.time(), (0.0, Counter[str]())
+        with self._changed:
+            found = [self._counts.get(bucket, nothing) for bucket in buckets]
+            return [dict(count) if until > now else {} for until, count in found]
 
     def wait(self, run: str, timeout: float | None = None) -> State | None:
         deadline = math.inf if timeout is None else time.monotonic() + timeout

@@ -4,7 +4,8 @@ A run is nine hashes, all with the hash tag ``{run}`` so that they live together
 with a time to live: ``:run`` (what there is once), ``:pages``, ``:results`` and ``:jobs`` (what
 `complete` was given, by address), ``:leases``, ``:marks`` (the smaller kinds of rows, each field
 with its kind in front), ``:members``, ``:data`` and ``:due``. Two keys are of all runs:
-``<prefix>:runs`` is an index for listings, and ``<prefix>:owners`` says which processes live.
+``<prefix>:runs`` is an index for listings, and ``<prefix>:owners`` says which processes live. The
+hashes ``<prefix>:counts:<bucket>`` are of none, and live for as long as who counts says.
 
 Whatever must be atomic is a script in ``lua/``. What every job needs, `begin`, `complete` and
 `fail`, is one script each, for runs and jobs as most are. Everything else reads, decides by the
@@ -58,6 +59,7 @@ from .base import (
     Verdict,
     without_secrets,
 )
+from .buckets import Buckets
 from .machine import Head, Rows, TransactionalStore, Wanted
 from .redis_url import connection
 
@@ -147,7 +149,7 @@ _unlist, _renew, _owners, _finished = [
 ]
 
 
-class RedisStore(TransactionalStore):
+class RedisStore(TransactionalStore, Buckets):
     """Runs in one Redis server, a master found by Sentinel, or a cluster.
 
     Args:
@@ -170,6 +172,7 @@ class RedisStore(TransactionalStore):
         self._kept_for = [_milliseconds(options.kept(state)) for state in _KEPT]
         self._index = f"{options.prefix}:runs"
         self._living = f"{options.prefix}:owners"
+        self._buckets = f"{options.prefix}:counts"
         self._thread = _Thread()
         # A worker has many jobs of few runs; and redis-py sends bytes as they are.
         self._keys = lru_cache(maxsize=64)(self._made_keys)
@@ -419,6 +422,26 @@ class RedisStore(TransactionalStore):
         if owners:
             with _errors:
                 self._client.zrem(self._living, *owners)
+
+    # --- counts by time ---------------------------------------------------------------------
+
+    def add_counts(self, counts: Mapping[str, Mapping[str, int]], seconds: float) -> None:
+        with _errors:
+            pipe = self._client.pipeline(transaction=False)
+            for bucket, more in counts.items():
+                key = f"{self._buckets}:{bucket}"
+                for name, number in more.items():
+                    pipe.hincrby(key, name, number)
+                pipe.pexpire(key, _milliseconds(seconds))
+            pipe.execute()
+
+    def read_counts(self, buckets: Sequence[str]) -> list[dict[str, int]]:
+        with _errors:
+            pipe = self._client.pipeline(transaction=False)
+            for bucket in buckets:
+                pipe.hgetall(f"{self._buckets}:{bucket}")
+            found = pipe.execute()
+        return [{name.decode(): int(number) for name, number in each.items()} for each in found]
 
     # --- made faster ------------------------------------------------------------------------
 

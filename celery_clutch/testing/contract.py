@@ -53,6 +53,7 @@ from ..stores.base import (
     Turn,
     Verdict,
 )
+from ..stores.buckets import Buckets
 from ..stores.memory import MemoryStore
 
 try:
@@ -1785,7 +1786,11 @@ class StoreContract:
         if store is None:
             pytest.skip("make_unreachable offers no store whose server is away")
         started = time.monotonic()
-        for name, call in _primitives(store).items():
+        calls = _primitives(store)
+        if isinstance(store, Buckets):
+            calls["add_counts"] = _call(store.add_counts, {"60.1": {"a": 1}}, 1.0)
+            calls["read_counts"] = _call(store.read_counts, ["60.1"])
+        for name, call in calls.items():
             with pytest.raises(StoreUnavailable):
                 call()
                 pytest.fail(f"{name} raises StoreUnavailable when the server cannot be reached")
@@ -1949,6 +1954,50 @@ class StoreContract:
         turn = Turn("0", "0.1+0", 2, 2)
         answer = _complete(store, "r", "0.1+0", barriers=[Barrier("0.1+0", 1, turn=turn)])
         assert answer.due == ("page 0/1+2",)
+    # --- counts by time -------------------------------------------------------------------------
+
+    @pytest.fixture
+    def buckets(self, store: ResultStore) -> Buckets:
+        """The store, if it counts."""
+        if not isinstance(store, Buckets):
+            pytest.skip("the store keeps no counts")
+        return store
+
+    def test_counts_add_up_by_bucket_and_name(self, buckets: Buckets) -> None:
+        odd = "time -3 shop.résumé:*?"
+        assert buckets.read_counts(["60.1", "60.2"]) == [{}, {}], "nothing was counted before"
+        buckets.add_counts({"60.1": {"a": 1, odd: 2}, "60.2": {"a": 5}}, LONG)
+        buckets.add_counts({"60.1": {"a": 3}, "60.3": {"b": 2**40}}, LONG)
+        counted = buckets.read_counts(["60.3", "60.1", "60.9", "60.2"])
+        assert counted == [{"b": 2**40}, {"a": 4, odd: 2}, {}, {"a": 5}]
+        assert buckets.read_counts([]) == []
+        buckets.add_counts({}, LONG)
+
+    def test_counts_have_a_time_to_live(self, buckets: Buckets) -> None:
+        buckets.add_counts({"short": {"a": 1}, "renewed": {"a": 1}}, self.ttl)
+        buckets.add_counts({"renewed": {"a": 1}}, LONG)
+        deadline = time.monotonic() + LONG
+        while buckets.read_counts(["short"]) != [{}]:
+            assert time.monotonic() < deadline, "a bucket is kept for so many seconds"
+            time.sleep(0.05)
+        assert buckets.read_counts(["renewed"]) == [{"a": 2}], "from the last call on"
+        buckets.add_counts({"short": {"a": 1}}, LONG)
+        assert buckets.read_counts(["short"]) == [{"a": 1}], "what was forgotten counts no more"
+
+    def test_counts_of_many_at_once_are_whole(self, store: ResultStore, buckets: Buckets) -> None:
+        def add(store: Any) -> None:
+            for _ in range(20):
+                store.add_counts({"60.1": {"a": 1, "b": 2}, "60.2": {"a": 3}}, LONG)
+
+        stores = self._two(store)
+        _at_once([_call(add, stores[i % 2]) for i in range(6)])
+        assert buckets.read_counts(["60.1", "60.2"]) == [{"a": 120, "b": 240}, {"a": 360}]
+
+    def test_counts_belong_to_a_prefix(self, buckets: Buckets) -> None:
+        with self._opened() as other:
+            assert isinstance(other, Buckets)
+            buckets.add_counts({"60.1": {"a": 1}}, LONG)
+            assert other.read_counts(["60.1"]) == [{}]
 
     # --- random histories -----------------------------------------------------------------------
 
