@@ -21,12 +21,18 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import actions, listing, live, run
+from . import actions, listing, live, overview, run, tasks
 from .answers import Answers, Visit
+from .buckets import PERIODS
+from .lately import Lately
 from .security import FIELD, HEADERS, Authorize, Guard, Refused
 
 logger = logging.getLogger(__name__)
 
+LOOK = 4.0
+"""Seconds between two looks at how all runs are doing."""
+WORKERS = 10.0
+"""Seconds for which an answer of the workers will do."""
 FORM = 500_000
 """Bytes of a form."""
 BRANCHES = 200
@@ -70,10 +76,17 @@ class Dashboard:
         self.app = app
         self._guard = guard
         self._answers = Answers(guard, title)
+        # All who look share what was looked at just now.
+        self._overviews = Lately(lambda span: overview.look(app, span), LOOK / 2)
+        self._workers = Lately(lambda _: overview.ask_workers(app), WORKERS)
         static = StaticFiles(packages=[("celery_clutch_web", "static")])
         self._site = Starlette(
             routes=[
                 Route("/", self._page(self.overview)),
+                Route("/events", self._page(self.overview_events)),
+                Route("/workers", self._page(self.workers)),
+                Route("/task", self._page(self.task)),
+                Route("/task/events", self._page(self.task_events)),
                 Route("/runs", self._page(self.runs)),
                 Route("/runs/events", self._page(self.runs_events)),
                 Route("/runs/preview", self._page(self.preview)),
@@ -120,7 +133,33 @@ class Dashboard:
     # --- pages ----------------------------------------------------------------------------------
 
     async def overview(self, visit: Visit) -> Response:
-        return RedirectResponse(f"{visit.base}/runs")
+        page = await run_in_threadpool(self._overviews, _span(visit))
+        return self._answers.page(visit, "overview.html", page)
+
+    async def overview_events(self, visit: Visit) -> Response:
+        span = _span(visit)
+
+        def look() -> str:
+            return self._answers.render(visit, "overview_live.html", page=self._overviews(span))
+
+        return live.response(live.again_and_again(lambda: run_in_threadpool(look), LOOK))
+
+    async def workers(self, visit: Visit) -> Response:
+        page = await run_in_threadpool(self._workers, "")
+        return self._answers.piece(visit, "workers.html", page.to_dict(), page=page)
+
+    async def task(self, visit: Visit) -> Response:
+        page = await run_in_threadpool(tasks.look, self.app, visit.asked("name"), _span(visit))
+        return self._answers.page(visit, "task.html", page)
+
+    async def task_events(self, visit: Visit) -> Response:
+        name, span = visit.asked("name"), _span(visit)
+
+        def look() -> str:
+            page = tasks.look(self.app, name, span)
+            return self._answers.render(visit, "task_live.html", page=page)
+
+        return live.response(live.again_and_again(lambda: run_in_threadpool(look), LOOK))
 
     async def runs(self, visit: Visit) -> Response:
         filters = listing.Filters.of(visit.request.query_params)
@@ -269,6 +308,13 @@ class _Trouble:
 
     def to_dict(self) -> dict[str, Any]:
         return {"error": self.reason}
+
+
+def _span(visit: Visit) -> str:
+    span = visit.asked("span", "hour")
+    if span not in PERIODS:
+        raise Refused(f"A time is one of {', '.join(PERIODS)}.", 400)
+    return span
 
 
 def _listed(visit: Visit) -> dict[str, Any]:

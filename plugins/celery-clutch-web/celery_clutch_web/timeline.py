@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from celery_clutch.compile import record
 from celery_clutch.handle.tree import Node, Tree
 
 MOST = 100
@@ -122,7 +123,9 @@ def _ended(node: Node) -> float | None:
     """When the last job of *node* ended; None as long as one has not, or where nobody knows."""
     if node.kind == "job":
         _, started, seconds = node.timing()
-        return None if started is None or seconds is None else started + seconds
+        if started is None or seconds is None or record.nested(node.execution.info):
+            return None  # what comes behind a job has waited for the runs nested in it
+        return started + seconds
     if node.kind == "series":
         return _ended(node.below[-1]) if node.below else None
     ends = [_ended(each) for each in node.below]

@@ -185,7 +185,7 @@
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
     try { localStorage.setItem("clutch-theme", root.dataset.theme); } catch { /* for this page only */ }
-    window.charts?.(document, true);
+    window.charts?.(document);
   }
 
   document.addEventListener("click", event => {
