@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -64,6 +65,7 @@ class Answers:
             counts=graph.counts,
             overall=graph.overall,
             title=title,
+            now=time.time,
             version=_version(),
             field=FIELD,
         )
@@ -92,6 +94,7 @@ class Answers:
             "role": visit.visitor.role,
             "visitor": visit.visitor.name,
             "token": self._guard.token(visit.visitor),
+            "streamed": False,
             **values,
         }
         return template.render(values)

@@ -140,7 +140,8 @@ class Dashboard:
         span = _span(visit)
 
         def look() -> str:
-            return self._answers.render(visit, "overview_live.html", page=self._overviews(span))
+            page = self._overviews(span)
+            return self._answers.render(visit, "overview_live.html", page=page, streamed=True)
 
         return live.response(live.again_and_again(lambda: run_in_threadpool(look), LOOK))
 
@@ -157,7 +158,7 @@ class Dashboard:
 
         def look() -> str:
             page = tasks.look(self.app, name, span)
-            return self._answers.render(visit, "task_live.html", page=page)
+            return self._answers.render(visit, "task_live.html", page=page, streamed=True)
 
         return live.response(live.again_and_again(lambda: run_in_threadpool(look), LOOK))
 
@@ -174,7 +175,7 @@ class Dashboard:
 
         def look() -> str:
             page = listing.page(self._store, filters, cursor)
-            values = {"page": page, "filters": filters, **_listed(visit)}
+            values = {"page": page, "filters": filters, "streamed": True, **_listed(visit)}
             return self._answers.render(visit, "runs_live.html", **values)
 
         return live.response(live.again_and_again(lambda: run_in_threadpool(look)))
@@ -189,7 +190,7 @@ class Dashboard:
 
         def look() -> str:
             page = run.look(self.app, id)
-            return self._answers.render(visit, "run_live.html", page=page)
+            return self._answers.render(visit, "run_live.html", page=page, streamed=True)
 
         return live.response(live.of_run(self._store, id, lambda: run_in_threadpool(look)))
 

@@ -7,6 +7,13 @@
 
   const shown = new Map(); // the HTML that the server sent last, by section
 
+  // In streams times are empty, as they pass by themselves.
+  function timeless(section) {
+    const copy = section.cloneNode(true);
+    for (const each of all("time", copy)) each.textContent = "";
+    return copy.outerHTML;
+  }
+
   function parsed(html) {
     const made = document.createElement("template");
     made.innerHTML = html;
@@ -16,12 +23,11 @@
   // Put what has changed in the place of what is there, and leave alone what people have done to it.
   function update(html) {
     for (const section of parsed(html).querySelectorAll("[data-live]")) {
-      const text = section.outerHTML;
+      const text = timeless(section);
       const old = document.getElementById(section.id);
       if (!old || shown.get(section.id) === text) continue;
       shown.set(section.id, text);
       const focus = old.contains(document.activeElement) ? document.activeElement.id : "";
-      const row = old.querySelector("tr.current")?.id;
       for (const each of all("details[open]", old)) {
         const same = section.querySelector(`#${CSS.escape(each.id)}`);
         if (same) same.open = true;
@@ -32,7 +38,6 @@
       }
       old.replaceWith(section);
       if (focus) document.getElementById(focus)?.focus({ preventScroll: true });
-      if (row) document.getElementById(row)?.classList.add("current");
       htmx.process(section);
       ready(section);
     }
@@ -165,8 +170,6 @@
 
   function ready(root) {
     for (const view of all("[data-pan]", root)) pan(view);
-    const head = document.querySelector("[data-now]");
-    if (head) ahead = head.dataset.now - Date.now() / 1000;
     window.charts?.(root);
     chosen();
   }
@@ -219,6 +222,8 @@
     event.detail.target?.replaceChildren(note);
   });
 
+  for (const each of all("[data-live]")) shown.set(each.id, timeless(each));
+  ahead = document.getElementById("main").dataset.now - Date.now() / 1000;
   ready(document);
   listen();
   setInterval(tick, 1000);

@@ -24,7 +24,12 @@
   function numbers(figure) {
     const lines = JSON.parse(figure.dataset.lines);
     const names = [...figure.querySelectorAll("[data-line]")].map(each => each.dataset.line);
-    return [JSON.parse(figure.dataset.times), ...names.map(name => lines[name])];
+    const times = JSON.parse(figure.dataset.times), rows = names.map(name => [...lines[name]]);
+    if (figure.dataset.chart === "number") { // the last bucket has a width, too
+      times.push(2 * times.at(-1) - times.at(-2));
+      for (const row of rows) row.push(row.at(-1));
+    }
+    return [times, ...rows];
   }
 
   function draw(figure) {
