@@ -122,18 +122,21 @@ class Preview:
         action: what is to be done.
         runs: to which.
         missing: ids that were chosen and are not there.
-        more: others fit the filters, too.
+        next: the cursor of a preview of others that may fit; "" if there are none.
+        more: more ids were chosen than are done at once.
     """
 
     action: Action
     runs: list[Summary]
     missing: list[str]
+    next: str = ""
     more: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-friendly data."""
         runs = [listing.summary(run) for run in self.runs]
-        return {"verb": self.action.verb, "runs": runs, "missing": self.missing, "more": self.more}
+        found = {"verb": self.action.verb, "runs": runs, "missing": self.missing}
+        return {**found, "next": self.next or None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +161,11 @@ class Done:
 
 
 def preview(
-    store: ResultStore, action: Action, ids: Sequence[str], filters: listing.Filters
+    store: ResultStore,
+    action: Action,
+    ids: Sequence[str],
+    filters: listing.Filters,
+    cursor: str = "",
 ) -> Preview:
     """The runs with these *ids*, or else those that fit *filters*, as far as the action can do
     something to them; `listing.MOST` at most."""
@@ -166,13 +173,13 @@ def preview(
         found = {id: listing.one(store, id) for id in ids[: listing.MOST]}
         runs = [run for run in found.values() if run is not None]
         missing = [id for id, run in found.items() if run is None]
-        return Preview(action, runs, missing, len(ids) > listing.MOST)
+        return Preview(action, runs, missing, more=len(ids) > listing.MOST)
     if not filters:
         raise Refused("Choose runs, or filters.", 400)
     if filters.state and State(filters.state) not in action.states:
         return Preview(action, [], [])
-    runs, more = listing.every(store, filters, states=action.states)
-    return Preview(action, runs, [], more)
+    runs, following = listing.every(store, filters, action.states, cursor)
+    return Preview(action, runs, [], following)
 
 
 def _perform(app: Celery, action: Action, run: str) -> Outcome:

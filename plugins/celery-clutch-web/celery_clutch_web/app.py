@@ -77,7 +77,8 @@ class Dashboard:
         self._guard = guard
         self._answers = Answers(guard, title)
         # All who look share what was looked at just now.
-        self._overviews = Lately(lambda span: overview.look(app, span), LOOK / 2)
+        longest = overview.Longest(app)
+        self._overviews = Lately(lambda span: overview.look(app, span, longest), LOOK / 2)
         self._workers = Lately(lambda _: overview.ask_workers(app), WORKERS)
         static = StaticFiles(packages=[("celery_clutch_web", "static")])
         self._site = Starlette(
@@ -236,7 +237,9 @@ class Dashboard:
         action = actions.allowed(visit.asked("verb"), visit.visitor)
         filters = listing.Filters.of(visit.request.query_params)
         ids = visit.request.query_params.getlist("id")
-        page = await run_in_threadpool(lambda: actions.preview(self._store, action, ids, filters))
+        page = await run_in_threadpool(
+            lambda: actions.preview(self._store, action, ids, filters, visit.asked("cursor"))
+        )
         return self._answers.page(visit, "preview.html", page, filters=filters)
 
     async def steer(self, visit: Visit) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -48,10 +49,12 @@ def web(obj: Any, host: str, port: int, authorize: str | None, root_path: str) -
         server_header=False,
         timeout_graceful_shutdown=1,  # readers that are still there do not keep it from stopping
     )
-    sockets = [config.bind_socket()]
+    bound = config.bind_socket()
+    bound.listen(config.backlog)  # who reads the line below can connect
     shown = f"[{host}]" if ":" in host else host
-    click.echo(f"http://{shown}:{sockets[0].getsockname()[1]}{config.root_path}/")
-    uvicorn.Server(config).run(sockets)
+    click.echo(f"http://{shown}:{bound.getsockname()[1]}{config.root_path}/")
+    with suppress(KeyboardInterrupt):  # how it is ended; uvicorn has closed everything by then
+        uvicorn.Server(config).run([bound])
 
 
 def _function(name: str | None) -> Authorize | None:

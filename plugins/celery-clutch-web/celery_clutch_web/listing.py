@@ -22,6 +22,9 @@ MOST = 500
 PATIENCE = 1.0
 """Seconds that are looked for runs which fit; then a page is shown that may have fewer."""
 
+SEVERAL = 4
+"""So many times as long is looked for runs that something is to be done to."""
+
 _BATCH = 500
 """Runs that are read at a time where most of them may not fit."""
 
@@ -95,7 +98,7 @@ class Page:
     Attributes:
         runs: those that fit.
         next: the cursor of the next page; "" at the end.
-        looked: how many runs were looked at.
+        looked: about how many runs were looked at.
         now: when, in seconds since the epoch.
     """
 
@@ -125,12 +128,12 @@ def page(store: ResultStore, filters: Filters, cursor: str = "", count: int = PA
             runs, following = store.scan(at, batch, **filters.wanted())
         except ValueError as exc:
             raise BadFilter(f"{cursor!r} is not a cursor") from exc
+        looked += batch if following else len(runs)
         for index, run in enumerate(runs):
             if after is not None and (run.created_at, run.run) >= after:
                 continue
             if run.created_at < begins:
                 return Page(found, "", looked, now)
-            looked += 1
             if not filters.fits(run, now):
                 continue
             found.append(run)
@@ -145,18 +148,19 @@ def page(store: ResultStore, filters: Filters, cursor: str = "", count: int = PA
 
 
 def every(
-    store: ResultStore, filters: Filters, states: Collection[State], count: int = MOST
-) -> tuple[list[Summary], bool]:
-    """The newest runs that fit and are in one of *states*, *count* at most, and whether there are
-    more."""
+    store: ResultStore, filters: Filters, states: Collection[State], cursor: str = ""
+) -> tuple[list[Summary], str]:
+    """The runs from *cursor* on that fit and are in one of *states*, `MOST` at most, and the cursor
+    to look further, which is not "" either where it took long to find them."""
     found: list[Summary] = []
-    cursor = ""
+    deadline = time.monotonic() + SEVERAL * PATIENCE
     while True:
-        part = page(store, filters, cursor, _BATCH)
+        # Not more than there is room for, or the cursor would be behind those left out.
+        part = page(store, filters, cursor, MOST - len(found))
         found += [run for run in part.runs if run.state in states]
         cursor = part.next
-        if not cursor or len(found) > count:
-            return found[:count], len(found) > count
+        if not cursor or len(found) == MOST or time.monotonic() > deadline:
+            return found, cursor
 
 
 def one(store: ResultStore, id: str) -> Summary | None:

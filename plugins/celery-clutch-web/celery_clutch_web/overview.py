@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from celery_clutch import ResultStore, State
+from celery_clutch import State
 from celery_clutch.extend.plugins import runtime
 from celery_clutch.model.workers import Workers as Answers
 from celery_clutch.model.workers import place
@@ -20,6 +20,8 @@ from .buckets import Series, Task
 
 LONGEST = 8
 """Runs that wait longest."""
+PATIENCE = 0.3
+"""Seconds that are looked for them at a time."""
 TASKS = 30
 """Tasks that are shown."""
 
@@ -112,7 +114,44 @@ class Workers:
         return {"workers": found, "processes": left, "trouble": self.trouble or None}
 
 
-def look(app: Celery, span: str) -> Page:
+class Longest:
+    """Finds the runs that are running without an event for longest.
+
+    These are among the oldest, and stores list the newest first: a look goes on where the one
+    before has stopped, for `PATIENCE` seconds.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._cursor = ""
+        self._before: dict[str, Summary] = {}
+        self._found: dict[str, Summary] = {}
+
+    def look(self) -> list[Summary]:
+        """Those that are known by now, the one without an event for longest first."""
+        store = runtime(self._app).store
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            runs, self._cursor = store.unfinished(self._cursor)
+            self._found.update((run.run, run) for run in runs if run.state is State.RUNNING)
+            self._found = {run.run: run for run in _quiet(self._found, 4 * LONGEST)}
+            if not self._cursor:
+                self._before, self._found = self._found, {}
+                break
+            if time.monotonic() > deadline:
+                break
+        known = _quiet({**self._before, **self._found}, 2 * LONGEST)
+        now = {run.run: found for run in known if (found := listing.one(store, run.run))}
+        running = {id: run for id, run in now.items() if run.state is State.RUNNING}
+        return _quiet(running, LONGEST)
+
+
+def _quiet(runs: dict[str, Summary], count: int) -> list[Summary]:
+    """The *count* of *runs* that have had no event for longest."""
+    return sorted(runs.values(), key=lambda run: run.updated_at)[:count]
+
+
+def look(app: Celery, span: str, longest: Longest) -> Page:
     """How the runs of *app* are doing."""
     store, now = runtime(app).store, time.time()
     newest = counted.newest(store)
@@ -128,7 +167,7 @@ def look(app: Celery, span: str) -> Page:
         runs=found.runs(),
         jobs=found.jobs(),
         tasks=tasks[:TASKS],
-        longest=_longest(store),
+        longest=longest.look(),
         now=now,
     )
 
@@ -144,19 +183,6 @@ def ask_workers(app: Celery, timeout: float = 1.0) -> Workers:
         Process(*place(owner), left) for owner, left in sorted(runtime(app).store.owners().items())
     ]
     return Workers(answers, trouble, processes)
-
-
-def _longest(store: ResultStore) -> list[Summary]:
-    """The runs that are running without an event for longest, as far as `listing.PATIENCE` lets
-    look."""
-    deadline = time.monotonic() + listing.PATIENCE
-    found: list[Summary] = []
-    cursor, more = "", True
-    while more and time.monotonic() < deadline:
-        runs, cursor = store.unfinished(cursor)
-        found += [run for run in runs if run.state is State.RUNNING]
-        more = bool(cursor)
-    return sorted(found, key=lambda run: run.updated_at)[:LONGEST]
 
 
 def _duration(item: tuple[str, Task]) -> float:
