@@ -1,23 +1,17 @@
 """A dashboard with something going on: runs that succeed, fail, are tried again, nest and wait.
 
-pip install "celery-clutch[redis]" celery-clutch-web
+pip install celery-clutch-web
 
 python darkroom.py
     runs everything in this process, with no server besides
-
-python darkroom.py --broker redis://localhost:6379/0
-    sends the jobs there, to the workers that you start beside it with
-    DARKROOM_BROKER=redis://localhost:6379/0 celery -A darkroom worker
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import threading
 import time
-from contextlib import nullcontext
 
 import uvicorn
 from celery import Celery
@@ -27,12 +21,7 @@ from celery_clutch import Clutch
 from celery_clutch.testing import embedded
 
 app = Celery("darkroom", task_cls="celery_clutch:ClutchTask")
-app.conf.update(
-    broker_url=os.environ.get("DARKROOM_BROKER"),
-    result_backend=os.environ.get("DARKROOM_BROKER"),
-    broker_connection_retry_on_startup=True,
-    task_default_queue="celery-clutch-darkroom",
-)
+app.conf.task_default_queue = "darkroom"
 
 
 # --- the tasks --------------------------------------------------------------------------------
@@ -148,17 +137,14 @@ def work(over: threading.Event, seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A dashboard with something going on.")
-    parser.add_argument("--broker", metavar="URL", help="a Redis; workers are yours to start")
     parser.add_argument("--port", type=int, default=5560)
     parser.add_argument("--every", type=float, default=4.0, help="seconds between two clutches")
     options = parser.parse_args()
-    if options.broker:
-        app.conf.update(broker_url=options.broker, result_backend=options.broker)
     over = threading.Event()
-    with nullcontext() if options.broker else embedded(app, concurrency=6):
+    with embedded(app, concurrency=6):
         worker = threading.Thread(target=work, args=(over, options.every), daemon=True)
         worker.start()
-        print(f"http://127.0.0.1:{options.port}/")
+        print(f"http://127.0.0.1:{options.port}/", flush=True)
         site = dashboard(app, loopback=True)
         # Readers that are still there do not keep it from stopping.
         uvicorn.run(site, port=options.port, log_level="warning", timeout_graceful_shutdown=1)

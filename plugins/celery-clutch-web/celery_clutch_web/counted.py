@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -11,13 +10,13 @@ from itertools import islice
 from celery import Celery
 from celery_clutch import ClutchError, ResultStore
 from celery_clutch.extend.plugins import runtime
-from celery_clutch.handle import snapshot
 from celery_clutch.handle.tree import Node
 from celery_clutch.operate import statistics
 from celery_clutch.stores.base import Summary, listed
 from celery_clutch.stores.buckets import Buckets
 
 from .buckets import PERIODS, Counted, Period, job_name, run_name, time_name
+from .run import drawn
 
 RUNS = 1000
 """The newest runs that are looked at."""
@@ -71,10 +70,10 @@ def sampled(app: Celery, runs: Iterable[Summary]) -> Iterator[tuple[Summary, Nod
             continue
         jobs += run.jobs
         try:
-            drawn = snapshot.take(app, run.run, most=math.inf).tree
+            _, tree = drawn(app, run.run)
         except ClutchError:  # it has just gone
             continue
-        for node in drawn.walk() if drawn else ():
+        for node in tree.walk():
             if node.kind == "job":
                 yield run, node
 

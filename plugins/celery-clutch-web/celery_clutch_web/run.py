@@ -138,9 +138,9 @@ def look(app: Celery, id: str) -> Page:
         RunNotFound: there is no such run.
     """
     taken = snapshot.take(app, id, most=LARGE)
-    found, drawn = taken.record, taken.tree
-    status = drawn.status if drawn else record.status(found, limit=None)
-    jobs = {node.address: node for node in drawn.walk() if node.kind == "job"} if drawn else {}
+    found, tree = taken.record, taken.tree
+    status = tree.status if tree else record.status(found, limit=None)
+    jobs = {node.address: node for node in tree.walk() if node.kind == "job"} if tree else {}
     retries = [node for node in jobs.values() if node.retry_at is not None]
     retries.sort(key=lambda node: node.retry_at or 0.0)
     return Page(
@@ -148,16 +148,27 @@ def look(app: Celery, id: str) -> Page:
         created_at=found.created_at,
         ended_at=found.ended_at,
         around=tuple(_around(runtime(app).store, found)),
-        tree=drawn,
-        box=graph.box(drawn.plan, drawn.states()) if drawn else None,
+        tree=tree,
+        box=graph.box(tree.plan, tree.states()) if tree else None,
         jobs=jobs,
         nested=_nested(found, jobs),
         groups=statistics.alike(status.failures)[:GROUPS],
-        timeline=timeline(drawn, taken.now) if drawn else None,
+        timeline=timeline(tree, taken.now) if tree else None,
         reasons=[] if found.state is State.SUCCEEDED else why.reasons(taken),
         retries=retries[:GROUPS],
         now=taken.now,
     )
+
+
+def drawn(app: Celery, id: str) -> tuple[Record, Tree]:
+    """A run, and its jobs.
+
+    Raises:
+        RunNotFound: there is no such run.
+    """
+    run = ClutchResult(id, app)
+    found = run.record()
+    return found, build(run.plan(), found, runtime(app).store.executions(id))
 
 
 def job(app: Celery, id: str, address: str) -> Job:
@@ -167,10 +178,8 @@ def job(app: Celery, id: str, address: str) -> Job:
         RunNotFound: there is no such run.
         LookupError: it has no such job.
     """
-    store, run = runtime(app).store, ClutchResult(id, app)
-    found = run.record()
-    drawn = build(run.plan(), found, store.executions(id))
-    for node in drawn.walk():
+    found, tree = drawn(app, id)
+    for node in tree.walk():
         if node.address == address and node.kind == "job":
             return Job(
                 id, node, _failure(found, address), _nested(found, {address: node}).get(address, [])
@@ -181,9 +190,8 @@ def job(app: Celery, id: str, address: str) -> Job:
 def branches(app: Celery, id: str, address: str, most: int) -> tuple[list[Node], int]:
     """The jobs below *address*, those in trouble first and those that run next, *most* at most;
     and how many there are."""
-    store, run = runtime(app).store, ClutchResult(id, app)
-    drawn = build(run.plan(), run.record(), store.executions(id))
-    below = [n for n in drawn.walk() if n.kind == "job" and _is_below(n.address, address)]
+    _, tree = drawn(app, id)
+    below = [n for n in tree.walk() if n.kind == "job" and _is_below(n.address, address)]
     order = {state: index for index, state in enumerate(graph.COLOURS)}
     below.sort(key=lambda node: order.get(node.state, len(order)))
     return below[:most], len(below)
