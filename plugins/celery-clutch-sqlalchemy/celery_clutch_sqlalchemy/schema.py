@@ -100,3 +100,4 @@ runs = _table(
 )
 rows = _table("clutch_rows", run_id=_integer, kind=Name(), key=Name(), value=_blob)
 owners = _table("clutch_owners", prefix=Name(), owner=Name(), until=_moment)
+counts = _table("clutch_counts", prefix=Name(), bucket=Name(), counts=_blob, expires_at=_moment)

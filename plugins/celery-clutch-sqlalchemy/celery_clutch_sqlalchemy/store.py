@@ -20,6 +20,7 @@ from celery_clutch.errors import (
 )
 from celery_clutch.model.status import State
 from celery_clutch.stores.base import NOTHING, StoreOptions, Summary, without_secrets
+from celery_clutch.stores.buckets import Buckets
 from celery_clutch.stores.machine import (
     Head,
     Rows,
@@ -52,6 +53,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemy
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from . import migrate
+from .schema import counts as count_table
 from .schema import now, rows, runs
 from .schema import owners as owner_table
 
@@ -69,7 +71,7 @@ _WRITTEN = ("run", "name", "tags", "ends", *_CHANGING)
 _HEAD = (*_WRITTEN, "meta")
 
 
-class SQLAlchemyStore(TransactionalStore):
+class SQLAlchemyStore(TransactionalStore, Buckets):
     """Runs in the tables ``clutch_…`` of a database. Each prefix sees its own runs.
 
     Args:
@@ -97,6 +99,7 @@ class SQLAlchemyStore(TransactionalStore):
         self._url, self._own = self._parse(url)
         self._engines: dict[int, Engine] = {}
         self._put = self._upsert(rows, "value")
+        self._hold = self._upsert(count_table, "bucket").values(counts=b"{}", expires_at=0.0)
 
     # --- what each database does in its own way --------------------------------------------
 
@@ -254,6 +257,35 @@ class SQLAlchemyStore(TransactionalStore):
         mine = owner_table.c.prefix == self.options.prefix
         for some in _chunks(owners):
             self._count(delete(owner_table).where(mine, owner_table.c.owner.in_(some)))
+
+    # --- counts by time ----------------------------------------------------------------------
+
+    def add_counts(self, counts: Mapping[str, Mapping[str, int]], seconds: float) -> None:
+        begun = False
+        for bucket in counts:
+            mine = self._bucket([bucket])
+            with self._writing() as connection:
+                # The row is there from here on, and nobody else has it.
+                connection.execute(self._hold, {"prefix": self.options.prefix, "bucket": bucket})
+                row = connection.execute(select(*_COUNTED).where(mine)).one()
+                begun = begun or not row.expires_at
+                known = _counts(row)
+                for name, number in counts[bucket].items():
+                    known[name] = known.get(name, 0) + number
+                values = {"counts": orjson.dumps(known), "expires_at": time.time() + seconds}
+                connection.execute(update(count_table).where(mine).values(values))
+        if begun:  # for each that begins, one has expired
+            old = count_table.c.expires_at <= time.time()
+            self._count(delete(count_table).where(self._bucket(), old))
+
+    def read_counts(self, buckets: Sequence[str]) -> list[dict[str, int]]:
+        queries = (select(*_COUNTED).where(self._bucket(some)) for some in _chunks(buckets))
+        found = {row.bucket: _counts(row) for query in queries for row in self._all(query)}
+        return [found.get(bucket, {}) for bucket in buckets]
+
+    def _bucket(self, buckets: Sequence[str] | None = None) -> Any:
+        mine = count_table.c.prefix == self.options.prefix
+        return mine if buckets is None else and_(mine, count_table.c.bucket.in_(buckets))
 
     # --- made faster, and what a database needs besides --------------------------------------
 
@@ -440,7 +472,11 @@ class SQLAlchemyStore(TransactionalStore):
 
 def replacing(statement: Any, changing: str) -> Any:
     """`SQLAlchemyStore._upsert` where that is an ``ON CONFLICT``."""
-    keys = {"value": ("run_id", "kind", "key"), "until": ("prefix", "owner")}[changing]
+    keys = {
+        "value": ("run_id", "kind", "key"),
+        "until": ("prefix", "owner"),
+        "bucket": ("prefix", "bucket"),
+    }[changing]
     return statement.on_conflict_do_update(
         index_elements=keys, set_={changing: statement.excluded[changing]}
     )
@@ -478,6 +514,19 @@ _DUE = (
     .correlate(runs)
     .scalar_subquery()
 )
+
+
+_COUNTED = (count_table.c.bucket, count_table.c.counts, count_table.c.expires_at)
+
+
+def _counts(row: Any) -> dict[str, int]:
+    """What a row has counted."""
+    if row.expires_at <= time.time():
+        return {}
+    try:
+        return {str(name): int(number) for name, number in orjson.loads(row.counts).items()}
+    except (AttributeError, TypeError, ValueError) as exc:
+        raise CorruptRecord(f"the counts of {row.bucket!r} cannot be read: {exc!r}") from None
 
 
 def _these(kind: str, keys: Sequence[str]) -> Any:

@@ -582,6 +582,19 @@ def test_the_task_prunes_in_batches(url: str) -> None:
     forget_runtime(app)
 
 
+def test_counts_that_have_expired_are_deleted_by_those_that_begin(url: str) -> None:
+    prefix = f"counts-{time.time_ns()}"
+    store = open_store(url, StoreOptions(prefix))
+    for number in range(5):
+        store.add_counts({f"60.{number}": {"a": 1}}, 0.001)
+    until(lambda: not any(store.read_counts(["60.4"])), "the counts to expire")
+    store.add_counts({"60.9": {"a": 1}}, 60)
+    with plain(url, isolation_level="AUTOCOMMIT") as connection:
+        count = f"SELECT count(*) FROM clutch_counts WHERE prefix = '{prefix}'"
+        assert connection.exec_driver_sql(count).scalar() == 1
+    store.close()
+
+
 def test_an_expired_run_makes_room(url: str) -> None:
     prefix = f"room-{time.time_ns()}"
     old = open_store(url, StoreOptions(prefix, ttl=0.001, result_ttl=0.001))

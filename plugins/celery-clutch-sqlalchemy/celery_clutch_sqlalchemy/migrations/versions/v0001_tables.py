@@ -77,6 +77,14 @@ def upgrade() -> None:
         sa.Column("until", moment, nullable=False),
         **how,
     )
+    op.create_table(
+        "clutch_counts",
+        sa.Column("prefix", name(400), primary_key=True),
+        sa.Column("bucket", name(1020), primary_key=True),
+        sa.Column("counts", blob, nullable=False),
+        sa.Column("expires_at", moment, nullable=False),
+        **how,
+    )
     if op.get_bind().dialect.name == "postgresql":
         # The row of a run is written again and again: there is room for its next version in the
         # same page. What is long in it never changes, and is kept elsewhere.
