@@ -368,10 +368,11 @@ class _Cutter:
         self.keep(f":{number}" if colon else key, (template, *starts))
 
     def fit(
-        self, starts: Iterable[Start], template: Template | None = None, room: int = WIDTH
+        self, starts: Iterable[Start], template: Template | None = None, room: int = 0
     ) -> tuple[Start, ...]:
-        """*starts* as one page of at most *room* messages: if they are more, a window of further
-        pages."""
+        """*starts* as one page of at most *room* messages (default: `WIDTH`): if they are more, a
+        window of further pages."""
+        room = room or WIDTH
         rest = iter(starts)
         page: list[Start] = []
         messages = 0

@@ -1954,6 +1954,7 @@ class StoreContract:
         turn = Turn("0", "0.1+0", 2, 2)
         answer = _complete(store, "r", "0.1+0", barriers=[Barrier("0.1+0", 1, turn=turn)])
         assert answer.due == ("page 0/1+2",)
+
     # --- counts by time -------------------------------------------------------------------------
 
     @pytest.fixture

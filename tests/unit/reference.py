@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from celery_clutch.compile import cut as cut_module
 from celery_clutch.compile import pages
 from celery_clutch.compile.pages import Chain, Expand, Item, Narrow, Pages, Start
 from celery_clutch.model import plan, shape
@@ -257,7 +258,7 @@ def limits(small: bool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if small:
             for name, value in {"CHAIN": 3, "WIDTH": 3}.items():
-                patch.setattr(pages, name, value)
+                patch.setattr(cut_module, name, value)
         yield
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_clutch.compile import cut as cut_module
 from celery_clutch.compile import pages
 from celery_clutch.compile.cut import paginate
 from celery_clutch.compile.pages import ROOT, Expand, Item, Narrow, Pages
@@ -218,10 +219,10 @@ def test_pages_are_bounded(root: Series, small: bool, tally: bool) -> None:
         cut = paginate(root, tally=tally)
         for starts in cut.pages.values():
             assert starts or not root.size
-            assert weight(starts) <= pages.WIDTH
+            assert weight(starts) <= cut_module.WIDTH
             for start in starts_of(starts):
                 if isinstance(start, tuple):
-                    assert 0 < len(start) <= pages.CHAIN
+                    assert 0 < len(start) <= cut_module.CHAIN
 
 
 @pytest.mark.parametrize("width", [1, 100, 101, 3000, 10_000, 25_000])
