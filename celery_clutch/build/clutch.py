@@ -33,6 +33,7 @@ from ..model import graph, names, plan, shape
 from ..model.codec import check_key, decode_plan, encode_data, encode_plan
 from ..model.data import Data
 from ..model.plan import Branches, Job, Node, Parallel, Scope, Series
+from ..runtime import growth
 from ..runtime.attempt import Attempt
 from ..runtime.engage import engage as start
 from ..runtime.task import ClutchTask, current_attempt
@@ -880,3 +881,11 @@ def _bounds_of(node: Node) -> str:
         share = f"{node.allow:.0%}" if isinstance(node.allow, float) else node.allow
         found += f", {share} may fail"
     return found
+
+
+def _composed(step: Any, app: Any) -> Node:
+    """The node of a step that a running job adds."""
+    return Clutch(app=app)._node(step)
+
+
+growth.compose = _composed  # what runs knows nothing of what composes

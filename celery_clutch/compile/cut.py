@@ -79,20 +79,20 @@ def paginate(
         InvalidName: a name that no step can have, or that two have.
     """
     out = Pages(last=shape(root, "") if root.steps else "", scopes={"": root.scope})
-    cutter = _Cutter(out, tally, window, keep or out.pages.__setitem__)
-    cutter.note(root, "", _Place(root.scope))
+    cutter = Cutter(out, tally, window, keep or out.pages.__setitem__)
+    cutter.note(root, "", Place(root.scope))
     barriers: tuple[Barrier, ...] = ()
     if root.tolerant:
         # Jobs may be left that never run: so they do not say when the run is over.
         barriers = (Barrier("all", ends(root), END, grows=ends_wide(root)),)
-    starts = cutter.steps(root, "", _Place(root.scope, barriers=barriers))
+    starts = cutter.steps(root, "", Place(root.scope, barriers=barriers))
     out.first = cutter.fit(starts)
     cutter.keep(ROOT, out.first)
     return out
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """What is around a node.
 
     ``direct``: a job here is a step of its own for ``on_failure``. ``headers``: those of chords
@@ -115,26 +115,27 @@ class _Place:
     takes: bool = False
     gives: bool = False
 
-    def behind(self) -> _Place:
+    def behind(self) -> Place:
         """The place of what does not start a branch."""
         started = tuple(replace(each, first=False) for each in self.tolerances)
         return replace(self, tolerances=started, takes=False)
 
 
-class _Cutter:
+class Cutter:
     """Cuts a plan, from the end of each series, so that each step knows what follows.
 
     The starts of a wide parallel are made one by one, while a page is filled with them.
     """
 
-    def __init__(self, out: Pages, tally: bool, window: int, keep: Keep) -> None:
+    def __init__(self, out: Pages, tally: bool, window: int, keep: Keep, prefix: str = "") -> None:
         self.out = out
+        self.prefix = prefix  # of the keys of pages
         self.tally = tally
         self.at_once = min(max(window // WIDTH, 1), WIDTH)
         self.keep = keep
         self.keys = itertools.count(1)
 
-    def node(self, node: Node, at: str, place: _Place) -> Iterable[Start]:
+    def node(self, node: Node, at: str, place: Place) -> Iterable[Start]:
         """What starts *node*; what comes later is in further pages."""
         if isinstance(node, Job):
             return [(self.item(node, at, place),)]
@@ -152,13 +153,13 @@ class _Cutter:
             return [self.narrow(node, node.limit, at, place)]
         return self.branches(node, at, place)
 
-    def note(self, node: Node, at: str, place: _Place) -> None:
+    def note(self, node: Node, at: str, place: Place) -> None:
         """Note the name of *node*, if it has one."""
         if node.name and node.size:
             names.check(node.name)
             names.add(self.out.names, node.name, Named(at, shape(node, at), place.parallels))
 
-    def enter(self, node: Series | Parallel | Choose | Map, at: str, place: _Place) -> _Place:
+    def enter(self, node: Series | Parallel | Choose | Map, at: str, place: Place) -> Place:
         """The place inside *node*, which has a scope of its own."""
         scope = node.scope.inherit(place.scope)
         self.out.scopes[at] = scope
@@ -169,7 +170,7 @@ class _Cutter:
         headers = (f"{at}!", *place.headers) if scope.errbacks else place.headers
         return replace(place, scope=scope, barriers=barriers, direct=direct, headers=headers)
 
-    def steps(self, node: Series, at: str, place: _Place) -> Iterable[Start]:
+    def steps(self, node: Series, at: str, place: Place) -> Iterable[Start]:
         """What starts a series."""
         addresses = [join(at, index) for index in range(len(node.steps))]
         previous = [place.previous]
@@ -196,7 +197,7 @@ class _Cutter:
             following = self.node(step, address, replace(here, barriers=barriers))
         return following
 
-    def branches(self, node: Parallel, at: str, place: _Place) -> Iterator[Start]:
+    def branches(self, node: Parallel, at: str, place: Place) -> Iterator[Start]:
         """What starts a parallel."""
         width = len(node.branches)
         place = self.tolerant(node, at, width, place)
@@ -205,7 +206,7 @@ class _Cutter:
             here = self.branch(node, branch, at, address, width, None, place)
             yield from self.node(branch, address, here)
 
-    def narrow(self, node: Parallel, limit: int, at: str, place: _Place) -> Narrow:
+    def narrow(self, node: Parallel, limit: int, at: str, place: Place) -> Narrow:
         """What starts a parallel that runs *limit* of its branches at a time."""
         width = len(node.branches)
         place = self.tolerant(node, at, width, place)
@@ -222,7 +223,7 @@ class _Cutter:
                 starts.extend(page)
         return Narrow(at, limit, width, self.fit(starts, place.template, WIDTH - 1))
 
-    def tolerant(self, node: Parallel | Map, at: str, width: int, place: _Place) -> _Place:
+    def tolerant(self, node: Parallel | Map, at: str, width: int, place: Place) -> Place:
         """The place inside a parallel that counts its branches itself."""
         if not is_tolerant(node):
             return place
@@ -240,8 +241,8 @@ class _Cutter:
         address: str,
         width: int,
         turn: Turn | None,
-        place: _Place,
-    ) -> _Place:
+        place: Place,
+    ) -> Place:
         """The place of the branch at *address* of the parallel at *at*."""
         settles = Settles(at, address, width) if self.listens(place.scope) else None
         barriers = place.barriers
@@ -270,7 +271,7 @@ class _Cutter:
             tolerances=tolerances,
         )
 
-    def choose(self, node: Choose, at: str, place: _Place) -> list[Start]:
+    def choose(self, node: Choose, at: str, place: Place) -> list[Start]:
         """What starts a choice: the job that decides."""
         options = node.branches()
         everything = sum(option.size for _, option in options)
@@ -286,7 +287,7 @@ class _Cutter:
         item = self.item(node.decider, join(at, 0), replace(place, barriers=(), gives=False))
         return [(replace(item, choices=Choices(tuple(choices), node.truth)),)]
 
-    def option(self, node: Node, at: str, address: str, place: _Place) -> str:
+    def option(self, node: Node, at: str, address: str, place: Place) -> str:
         """Keep what starts an option of the choice at *at*; the key of the page."""
         started = tuple(replace(each, first=False) for each in place.tolerances)
         barriers = place.barriers
@@ -296,7 +297,7 @@ class _Cutter:
         here = replace(place, barriers=barriers, tolerances=started)
         return self.page(self.node(node, address, here), place.template)
 
-    def map(self, node: Map, at: str, place: _Place) -> list[Start]:
+    def map(self, node: Map, at: str, place: Place) -> list[Start]:
         """What starts a map."""
         if not place.previous or place.takes:
             raise InvalidStep(
@@ -322,7 +323,7 @@ class _Cutter:
             self.out.jobs += 1
         return [Mapped(at, key, place.previous, node.branch.size, limit, need, place.barriers)]
 
-    def item(self, job: Job, at: str, place: _Place) -> Item:
+    def item(self, job: Job, at: str, place: Place) -> Item:
         self.note(job, at, place)
         if place.scope.queue:
             job = _routed(job, place.scope.queue)
@@ -356,7 +357,7 @@ class _Cutter:
 
     def key(self, template: Template | None) -> str:
         """A key that no page has; in the branch of a map, of one of each branch."""
-        number = str(next(self.keys))
+        number = f"{self.prefix}{next(self.keys)}"
         return f"{template.at}:{number}" if template else number
 
     def put(self, key: str, starts: tuple[Start, ...], template: Template | None) -> None:

@@ -194,6 +194,20 @@ class Pages:
     narrows: dict[str, str] = field(default_factory=dict)
 
 
+def behind(item: Item) -> list[str]:
+    """The keys of the pages that what the item counts towards may lead to."""
+    barriers = list(item.barriers)
+    for choice in item.choices.options if item.choices else ():
+        barriers.extend(choice.barriers)
+    return behind_barriers(barriers)
+
+
+def behind_barriers(barriers: Iterable[Barrier]) -> list[str]:
+    """The keys of the pages that *barriers* lead to."""
+    thens = [barrier.then.partition(" ") for barrier in barriers]
+    return [key for kind, _, key in thens if kind == "page"]
+
+
 def is_direct(starts: Iterable[Start]) -> bool:
     """Whether the page can be sent by whoever engages, without a worker expanding it first."""
     return not any(isinstance(start, (Expand, Mapped)) for start in starts)

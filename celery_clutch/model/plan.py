@@ -319,6 +319,11 @@ def join(address: str, index: int | str) -> str:
     return f"{address}.{index}" if address else str(index)
 
 
+def is_in(address: str, around: str) -> bool:
+    """Whether a node is that at the address *around*, or inside it."""
+    return not around or address == around or address.startswith(f"{around}.")
+
+
 class JobEncoder:
     """Encodes jobs, each of them once, however often it is asked, while they are not too many."""
 

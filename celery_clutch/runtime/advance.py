@@ -28,6 +28,7 @@ from ..extend.plugins import Runtime, runtime
 from ..model import codec
 from ..model.absent import Failed
 from ..model.events import JobFinished
+from ..model.plan import is_in
 from ..model.status import Failure, State
 from ..stores.base import (
     NOTHING,
@@ -82,6 +83,7 @@ class Outbox:
         self._later: dict[str, float] = {}  # what is due at a time of its own
         self._seen: set[str] = set()
         self._counts: dict[str, int] = {}
+        self._narrows: set[str] = set()  # the narrow parallels that the way on has passed
         self._unfinished: list[str] = []  # the jobs that the way on stops at
 
     # --- a page that is due for the first time ----------------------------------------------
@@ -166,6 +168,8 @@ class Outbox:
         """What is left of the run from a page on."""
         before = len(self.chains)
         self._rest(key, data)
+        if key == pages.ROOT:
+            self._rest_of_added()
         self._receipt(f"page {key}", before)
 
     def _rest(self, key: str, data: bytes | None = None) -> None:
@@ -178,6 +182,13 @@ class Outbox:
             further = self._rest_of_page(key, self.loader.load(key, data))
             todo.extend(reversed(further))
             data = None
+
+    def _rest_of_added(self) -> None:
+        """What is left of branches that were added to parallels which run all at a time."""
+        for address, branches in self.loader.decisions.added.items():
+            if address not in self._narrows:
+                for name, _ in branches:
+                    self._rest(f"{address}/{name}")
 
     def _rest_of_page(self, key: str, starts: tuple[Start, ...]) -> list[str]:
         """Collect what is left of a page; the keys of those where the way on from it leads."""
@@ -242,14 +253,17 @@ class Outbox:
 
     def _branches(self, narrow: Narrow) -> None:
         """As many branches of a narrow parallel as may be under way."""
+        self._narrows.add(narrow.at)
+        added = self.loader.decisions.added.get(narrow.at, ())
+        names = [*map(str, range(narrow.width)), *(name for name, _ in added)]
         number = under_way = 0
-        while number < narrow.width and under_way < narrow.limit:
+        while number < len(names) and under_way < narrow.limit:
             before = len(self._unfinished)
-            self._rest(f"{narrow.at}/{number}")
-            branch = f"{narrow.at}.{number}"
-            left = [each for each in self._unfinished[before:] if _is_in(each, branch)]
+            self._rest(f"{narrow.at}/{names[number]}")
+            branch = f"{narrow.at}.{names[number]}"
+            left = [each for each in self._unfinished[before:] if is_in(each, branch)]
             # A branch with a dead job is over: the next one runs.
-            if left and not any(_is_in(each, branch) for each in self.dead):
+            if left and not any(is_in(each, branch) for each in self.dead):
                 under_way += 1
             number += 1
         self.store.patiently(self.store.skip, self.run, narrow.at, number, self.generation)
@@ -812,11 +826,6 @@ def _left(chain: pages.Chain, done: Collection[str]) -> pages.Chain:
     return ()
 
 
-def _is_in(address: str, branch: str) -> bool:
-    """Whether a job is in a branch."""
-    return address == branch or address.startswith(f"{branch}.")
-
-
 def _chains(starts: Iterable[Start]) -> Iterable[pages.Chain]:
     for start in starts:
         if isinstance(start, Narrow):
@@ -831,16 +840,11 @@ def _leads_to(start: Start) -> list[str]:
         return [start.page]
     if isinstance(start, Narrow):
         return [f"{start.at}/{number}" for number in range(start.width)]
-    barriers: list[Barrier] = []
     if isinstance(start, Passed):
-        barriers.extend(start.barriers)
-    elif isinstance(start, tuple):
-        for item in start:
-            barriers.extend(item.barriers)
-            for choice in item.choices.options if item.choices else ():
-                barriers.extend(choice.barriers)
-    thens = [barrier.then.partition(" ") for barrier in barriers]
-    return [key for kind, _, key in thens if kind == "page"]
+        return pages.behind_barriers(start.barriers)
+    if not isinstance(start, tuple):
+        return []
+    return [key for item in start for key in pages.behind(item)]
 
 
 def is_plain(tasks: Sequence[Signature]) -> bool:

@@ -13,16 +13,17 @@ from celery import Celery
 
 from ..compile import canvas, record, values
 from ..compile.header import NAME, Header
-from ..errors import ClutchExpired, JobLost, NotAList, StoreUnavailable
+from ..errors import BuildError, ClutchExpired, JobLost, NotAList, StoreUnavailable
 from ..extend.plugins import runtime
 from ..model import absent, codec
 from ..model.data import Data
 from ..model.events import JobFinished, JobStarted
 from ..model.names import Names, Results
+from ..model.plan import Node
 from ..model.shape import Shape
 from ..model.status import State, isoformat
-from ..stores.base import Begun, Claim, Completed, Missing, ResultStore, Verdict
-from . import advance, journal, leases
+from ..stores.base import Begun, Claim, Completed, Growth, Missing, ResultStore, Verdict
+from . import advance, growth, journal, leases
 from .handlers import describe
 
 FRESH = 5.0
@@ -46,6 +47,8 @@ class Attempt:
         self.nested: list[canvas.Prepared] = []
         self.composed: dict[int, Sized] = {}  # clutches to nest that are not engaged
         self.replaced = False
+        self.added: list[Node] = []  # branches for the parallel around
+        self.growth: Growth | None = None
         self.dead = False  # a final failure is recorded
         self.retried = False  # a failure is recorded that another attempt follows
         self.away: StoreUnavailable | None = None  # raised by the store while the job was running
@@ -110,6 +113,13 @@ class Attempt:
         Raises:
             NonJSONResult, NonJSONData, ResultTooLarge: it cannot be stored.
         """
+        if self.added:
+            if self.nested or self.replaced:
+                raise BuildError(
+                    "a job that nests clutches, or is replaced, cannot add branches: what it adds "
+                    "is there when it has completed"
+                )
+            self.growth = growth.grow(self.app, self.header, self.added)
         return record.Held(
             b"" if self.replaced else self.encode(value),
             changes=self._data.changes() if self._data is not None else {},
@@ -117,6 +127,12 @@ class Attempt:
                 self.number, self.started, time.perf_counter() - self._clock, leases.HOST
             ),
         )
+
+    def add_branch(self, step: Any) -> None:
+        """Keep a branch for the parallel around the job; see `growth.Branches`."""
+        node = growth.compose(step, self.app)
+        if node.size:
+            self.added.append(node)
 
     def begin(self) -> Begun:
         """Ask the store whether to run; a job whose owner has died is free."""
@@ -211,6 +227,8 @@ class Attempt:
         done = advance.completion(
             header, outcome.value, outcome.changes, outcome.info, self.token, begins
         )
+        if self.growth is not None:
+            done = replace(done, growth=self.growth)
         return advance.complete(self.runtime, header, done, self._finished_event(outcome), chain)
 
     def repeat(self) -> bool:

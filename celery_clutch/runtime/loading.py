@@ -101,7 +101,9 @@ class Loader:
 
     def _of_branch(self, head: str, branch: str) -> Iterable[Start] | None:
         """A branch of the narrow parallel or map at *head*."""
-        found = self.store.patiently(self.store.page, self.run, pages.NARROWS)
+        grown = _added_branch(head)
+        key = f"{pages.NARROWS} {grown}" if grown else pages.NARROWS
+        found = self.store.patiently(self.store.page, self.run, key)
         narrows = {} if found is Missing else orjson.loads(found)
         for address, template in narrows.items():
             same_depth = address.count(".") == head.count(".")
@@ -220,6 +222,14 @@ class Loader:
             read = values.read(self.store, self.run, some, existed=True)
             found.known = dict(enumerate(read, index))
         return found.known[index]
+
+
+def _added_branch(address: str) -> str:
+    """The address of the innermost branch around *address* that was added while the run ran, or
+    ""."""
+    while address and "+" not in address.rpartition(".")[2]:
+        address = address.rpartition(".")[0]
+    return address
 
 
 def _group_size(page: tuple[Start, ...]) -> int:

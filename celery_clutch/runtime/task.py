@@ -33,6 +33,7 @@ from ..model.stop import Stop
 from ..stores.base import Verdict
 from . import advance, journal
 from .attempt import FRESH, Attempt, lost, put_off, too_late
+from .growth import Branches, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,20 @@ class ClutchTask(Task):
         """
         attempt = _attempt(self)
         return attempt.results if attempt else Results(dict, lambda shape: None)
+
+    @property
+    def branches(self) -> Branches:
+        """The parallel or map that the job is in: ``self.branches.add(task.s(...))`` adds branches
+        to it. They are there once the job has completed, what follows waits for them too, and
+        their results come behind those of the others.
+
+        Raises:
+            BuildError: outside a run. At the end of the job, which fails: it is in no parallel, or
+                nests clutches as well.
+            InvalidStep: what is added is no step.
+        """
+        attempt = _attempt(self)
+        return Branches(attempt.add_branch if attempt else refuse)
 
     @property
     def data(self) -> Data:

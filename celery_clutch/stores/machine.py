@@ -1006,7 +1006,10 @@ def _settle(
         count = rows.add("mark", f"settled {step}")
     if failed and settles.loud:
         rows.put("mark", f"failed {step}", b"1")
-    if count < settles.width:
+    width = settles.width
+    if rows.get("barrier", UNUSUAL) is not None:
+        width += len(orjson.loads(rows.get("barrier", f"added {step}") or b"[]"))
+    if count < width:
         return
     if known is None:
         settled.append(step)

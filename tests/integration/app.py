@@ -255,6 +255,25 @@ def stop(self: Any, x: Any) -> None:
     raise Stop(x)
 
 
+@shared_task(name="it.spread", bind=True)
+def spread(self: Any, x: Any, *steps: Any, fails: int = 0) -> Any:
+    """Add *steps* as branches, fail so many times, and return *x*."""
+    ran(self)
+    self.branches.add(*map(self.app.signature, steps))
+    if self.request.retries < fails:
+        raise self.retry(exc=ValueError("not yet"), countdown=0)
+    return x
+
+
+@shared_task(name="it.countdown", bind=True)
+def countdown(self: Any, number: int) -> int:
+    """Add a branch that counts on, down to 0."""
+    ran(self)
+    if number:
+        self.branches.add(countdown.s(number - 1))
+    return number
+
+
 @shared_task(name="it.sees", bind=True)
 def sees(self: Any, wanted: Any) -> bool:
     """Whether the previous results are these."""
