@@ -9,7 +9,19 @@ import pytest
 from celery_clutch import Clutch, State, parallel, series
 
 from . import app as tasks
-from .app import append, crowd, hold, nests, retry, seen, total, value
+from .app import (
+    append,
+    countdown,
+    crowd,
+    double,
+    fail,
+    hold,
+    nests,
+    retry,
+    seen,
+    total,
+    value,
+)
 from .conftest import MakeLab
 from .lab import Gate, Lab, handlers, until
 
@@ -27,6 +39,14 @@ SHAPES = {
     "fan-in": lambda: series(value.s(1), parallel(value.s(i) for i in range(20)), total.s()),
     "wide": lambda: series(parallel(value.s(1) for _ in range(250)), total.s()),
     "nested run": lambda: series(parallel(nests.s(value.s(1), total.s(1)), value.s(2)), seen.s()),
+    "map": lambda: Clutch(value.s([1, 2, 3])).map(series(double.s(), total.s())).add(total),
+    "wide map": lambda: Clutch(value.s([1] * 250)).map(double).add(total),
+    "narrow map": lambda: Clutch(value.s([1] * 9)).map(double, max_concurrency=2).add(total),
+    "choice": lambda: Clutch().choose(value.s("a"), {"a": parallel(value.s(1), value.s(2))}),
+    "growth": lambda: series(parallel(countdown.s(5), value.s(2)), total.s()),
+    "tolerance": lambda: series(
+        parallel(fail.s(), series(value.s(1), total.s()), allow_failures=1), seen.s()
+    ),
     "retry": lambda: series(parallel(retry.s(1, 1), value.s(2)), total.s()),
 }
 
