@@ -197,11 +197,15 @@ class AlreadyEngaged(RunError):
 
 
 class ClutchFailed(RunError):
-    """The run has failed; ``failures`` says which jobs and why."""
+    """The run has failed; ``failures`` says which jobs and why, the first 20 by address, and
+    ``failure_count`` how many there are."""
 
-    def __init__(self, message: str, failures: Sequence[Failure] = ()) -> None:
+    def __init__(
+        self, message: str, failures: Sequence[Failure] = (), failure_count: int | None = None
+    ) -> None:
         super().__init__(message)
         self.failures = list(failures)
+        self.failure_count = len(self.failures) if failure_count is None else failure_count
 
 
 class ClutchExpired(ClutchFailed):

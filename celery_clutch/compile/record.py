@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -209,18 +209,63 @@ class Meta:
         return self.scopes.get("", Scope())
 
 
+Failing = Iterable[tuple[str, bytes, bool]]
+"""Failures as `ResultStore.failures` has them."""
+
+
+class Tally:
+    """Failures counted, and the first *limit* of them by address; None keeps all.
+
+    With *step*, they are those of the step, jobs that have recovered since included; else those of
+    jobs without a result. With *final*, only those of jobs that are not tried again.
+    """
+
+    def __init__(
+        self, limit: int | None = SHOWN, *, step: str | None = None, final: bool = False
+    ) -> None:
+        self.limit, self.step, self.final = limit, step, final
+        self.count = 0
+        self.exceptions: Counter[str] = Counter()
+        self._first: list[Failure] = []
+
+    def add(self, address: str, data: bytes, finished: bool) -> None:
+        """Count a failure, if it is one of those."""
+        if self.step is None and finished:
+            return
+        if self.step is not None and not f"{address}.".startswith(f"{self.step}."):
+            return
+        failure = _failure(address, data)
+        if self.final and not failure.final:
+            return
+        self.count += 1
+        self.exceptions[failure.exception] += 1
+        self._first.append(failure)
+        # Tracebacks of a hundred thousand failures are not kept.
+        if self.limit is not None and len(self._first) > 2 * self.limit:
+            self._first = self.failures()
+
+    def failures(self) -> list[Failure]:
+        """The first of them."""
+        return sorted(self._first, key=lambda failure: _order(failure.address))[: self.limit]
+
+
 def status(
-    record: Record, *, step: str | None = None, limit: int | None = SHOWN, draining: int = 0
+    record: Record,
+    failures: Failing | None = None,
+    *,
+    step: str | None = None,
+    limit: int | None = SHOWN,
+    draining: int = 0,
 ) -> Status:
-    """*record* as a `Status`, with at most *limit* failures.
+    """*record* as a `Status`, with at most *limit* of *failures*, or of those of the record.
 
     With *step*, for an ``on_failure`` callback: the failures are those of the step, jobs that have
     recovered since included.
     """
     meta = Meta.loads(record.meta)
-    wanted = _failed(record, step)
-    # One at a time: tracebacks of a hundred thousand failures are not kept.
-    exceptions = Counter(_failure(record, address).exception for address in wanted)
+    tally = Tally(limit, step=step)
+    for each in _failing(record) if failures is None else failures:
+        tally.add(*each)
     return Status(
         id=record.run,
         name=meta.name,
@@ -236,44 +281,38 @@ def status(
         ended_at=None if record.ended_at is None else isoformat(record.ended_at),
         parent=meta.parent.to_status() if meta.parent else None,
         step=step,
-        failures=tuple(_failure(record, address) for address in wanted[:limit]),
-        failure_count=len(wanted),
-        exceptions=dict(exceptions.most_common(SHOWN)),
+        failures=tuple(tally.failures()),
+        failure_count=tally.count,
+        exceptions=dict(tally.exceptions.most_common(SHOWN)),
         draining=draining,
     )
 
 
-def failures(record: Record, *, limit: int | None = None, offset: int = 0) -> list[Failure]:
-    """The failures of jobs without a result, by address; at most *limit*, from *offset* on."""
-    end = None if limit is None else offset + limit
-    return [_failure(record, address) for address in _failed(record)[offset:end]]
+def failures(record: Record) -> list[Failure]:
+    """The failures of jobs without a result, by address."""
+    tally = Tally(None)
+    for each in _failing(record):
+        tally.add(*each)
+    return tally.failures()
 
 
 def death_below(record: Record, address: str) -> Failure | None:
     """A final failure of a job below *address* that has no result."""
     for each in sorted(record.failures, key=_order):
         if each.startswith(f"{address}.") and each not in record.finished:
-            failure = _failure(record, each)
+            failure = _failure(each, record.failures[each])
             if failure.final:
                 return failure
     return None
 
 
-def _failed(record: Record, step: str | None = None) -> list[str]:
-    """The addresses of failures, in order; see `status` for *step*."""
-    found = []
-    for address in sorted(record.failures, key=_order):
-        if step is None and address in record.finished:
-            continue
-        if step is not None and address != step and not address.startswith(f"{step}."):
-            continue
-        found.append(address)
-    return found
+def _failing(record: Record) -> Failing:
+    return ((at, data, at in record.finished) for at, data in record.failures.items())
 
 
-def _failure(record: Record, address: str) -> Failure:
+def _failure(address: str, data: bytes) -> Failure:
     try:
-        return Failure.from_dict(orjson.loads(record.failures[address]))
+        return Failure.from_dict(orjson.loads(data))
     except (KeyError, TypeError, ValueError) as exc:
         raise CorruptRecord(f"the failure of job {address} cannot be read: {exc!r}") from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
 from itertools import chain
 from typing import Any, NoReturn
@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from celery import current_app
 
 from ..compile import canvas, compat, pages, publish, record, values
+from ..compile.record import Tally
 from ..errors import (
     ClutchCancelled,
     ClutchExpired,
@@ -82,13 +83,14 @@ class ClutchResult:
 
         It has 20 failures at most, and counts all of them.
         """
-        found = self.record()
+        found = self._brief()
         draining = snapshot.draining(self._store, self.id, found.state)
-        return record.status(found, draining=draining)
+        failures = self._store.failures(self.id) if found.failing or found.dead else ()
+        return record.status(found, failures, draining=draining)
 
     def progress(self) -> Progress:
         """How many jobs are done, of how many, how fast, and how long the rest will take."""
-        return self.status().progress
+        return record.status(self._brief()).progress
 
     def watch(self, timeout: float | None = None) -> Iterator[Status]:
         """Yield the status now and at every change, until the run has ended.
@@ -135,7 +137,9 @@ class ClutchResult:
         """
         if offset < 0 or (limit is not None and limit < 0):
             raise ValueError(f"limit and offset must not be negative: {limit!r}, {offset!r}")
-        return record.failures(self.record(), limit=limit, offset=offset)
+        self._brief()  # a run that is not there is said
+        (tally,) = self._tallied(Tally(None if limit is None else offset + limit))
+        return tally.failures()[offset:]
 
     def get(self, timeout: float | None = None, propagate: bool = True) -> list[Any]:
         """Wait for the end and return the results of the last step, always a list.
@@ -318,6 +322,13 @@ class ClutchResult:
             self._not_found()
         return found
 
+    def _brief(self) -> Record:
+        """`record` without failures, checkpoints, and what is due."""
+        found = self._store.brief(self.id)
+        if found is None:
+            self._not_found()
+        return found
+
     def _not_found(self) -> NoReturn:
         raise RunNotFound(
             f"there is no run {self.id!r} in {self._store!r}: it was never engaged, was forgotten, "
@@ -344,13 +355,20 @@ class ClutchResult:
             return values.last(self._store, self.id, last, whole=state is State.SUCCEEDED)
         if state is State.CANCELLED:
             raise ClutchCancelled(f"run {self.id} was cancelled")
-        failures = record.failures(self.record())
-        dead = [failure for failure in failures if failure.final]
-        told = "; ".join(f"{f.task} at {f.address}: {f.exception}: {f.message}" for f in dead[:3])
-        more = f" and {len(dead) - 3} more" if len(dead) > 3 else ""
+        every, dead = self._tallied(Tally(), Tally(3, final=True))
+        first = dead.failures()
+        told = "; ".join(f"{f.task} at {f.address}: {f.exception}: {f.message}" for f in first)
+        more = f" and {dead.count - len(first):,} more" if dead.count > len(first) else ""
         late = f"{ClutchExpired.__module__}.{ClutchExpired.__qualname__}"
-        kind = ClutchExpired if dead and all(f.exception == late for f in dead) else ClutchFailed
-        raise kind(f"run {self.id} has failed: {told}{more}", failures)
+        kind = ClutchExpired if {*dead.exceptions} == {late} else ClutchFailed
+        raise kind(f"run {self.id} has failed: {told}{more}", every.failures(), every.count)
+
+    def _tallied(self, *tallies: Tally) -> Sequence[Tally]:
+        """*tallies* with every failure of the run added."""
+        for failure in self._store.failures(self.id):
+            for tally in tallies:
+                tally.add(*failure)
+        return tallies
 
     def _timeout(self, timeout: float | None) -> ClutchTimeout:
         """What is raised when the run has not ended in time: it says why, if that is known."""

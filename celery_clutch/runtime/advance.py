@@ -488,7 +488,8 @@ def tell(app: Celery, run: str, key: str) -> None:
     if kind == "nested":
         go_on(app, where)
         return
-    found = store.patiently(store.read, run)
+    told = kind == "success" or (kind == "failure" and not is_header(where))
+    found = store.patiently(store.brief if told else store.read, run)
     if found is None:
         return
     meta = record.Meta.loads(found.meta)

@@ -45,7 +45,8 @@ def send(
         name = {"run": found.run, "gen": found.generation, "at": where, "page": ""}
         # The same for each time it is sent, so that a copy can be recognised.
         signature.options.setdefault("task_id", publish.task_id(name, handler))
-        publish.apply(app, signature, (record.status(found, step=step).to_dict(),))
+        failures = runtime(app).store.failures(found.run)
+        publish.apply(app, signature, (record.status(found, failures, step=step).to_dict(),))
     except Exception as exc:
         if isinstance(exc, compat.BROKER_ERRORS) and not app.conf.task_always_eager:
             raise

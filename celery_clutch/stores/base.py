@@ -29,7 +29,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -834,6 +834,26 @@ class ResultStore(ABC):
         """The state and the ``meta`` of a run alone; None when there is no such run."""
         record = self.read(run)
         return (record.state, record.meta) if record else None
+
+    def brief(self, run: str) -> Record | None:
+        """The record of a run without ``failures`` (nor ``finished`` and ``tolerated``), ``held``
+        and ``due``."""
+        record, none = self.read(run), frozenset[str]()
+        if record is None:
+            return None
+        return replace(record, failures={}, finished=none, tolerated=none, held={}, due={})
+
+    def failures(self, run: str, count: int = 500) -> Iterator[tuple[str, bytes, bool]]:
+        """The failures of a run as `read` has them, in any order: the address, what `fail` was
+        given, and whether the job has a result since.
+
+        About *count* are in memory at a time. One that comes or goes meanwhile may or may not be
+        seen; every other exactly once. There are none of a run that is not there.
+        """
+        record = self.read(run)
+        if record is not None:
+            for address, failure in record.failures.items():
+                yield address, failure, address in record.finished
 
     def finished(self, run: str, addresses: Sequence[str]) -> set[str]:
         """Those of *addresses* that have a result."""

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -590,6 +590,25 @@ class TransactionalStore(ResultStore):
     def read(self, run: str) -> Record | None:
         found = self.snapshot(run, ("failure", "held", "due"))
         return None if found is None else record(*found)
+
+    def brief(self, run: str) -> Record | None:
+        found = self.snapshot(run, ())
+        return None if found is None else record(*found)
+
+    def failures(self, run: str, count: int = 500) -> Iterator[tuple[str, bytes, bool]]:
+        for rows in self.some_rows(run, "failure", count):
+            for address, value in rows.items():
+                try:
+                    finished = bool(_flags(value)[2])
+                except ValueError as exc:
+                    what = f"the failure of job {address} of run {run!r} cannot be read: {exc!r}"
+                    raise CorruptRecord(what) from None
+                yield address, value.partition(b"\n")[2], finished
+
+    def some_rows(self, run: str, kind: str, count: int) -> Iterator[Mapping[str, bytes]]:
+        """All rows of one kind, about *count* at a time; each is seen once. This one has them all
+        in memory."""
+        yield self.rows(run, kind, None)
 
     def scan(
         self,

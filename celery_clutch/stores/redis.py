@@ -382,6 +382,19 @@ class RedisStore(TransactionalStore, Buckets):
             found = zip(keys, values, strict=True)
             return {key: value for key, value in found if value is not None}
 
+    def some_rows(self, run: str, kind: str, count: int) -> Iterator[Mapping[str, bytes]]:
+        place, start = _PLACES[kind]
+        name = self._keys(run)[_NAMES.index(place)]
+        seen: set[str] = set()  # a field may come twice
+        cursor, more = 0, True
+        while more:
+            with _errors, _reading(run):
+                cursor, fields = self._client.hscan(name, cursor, f"{start}*", count)
+                rows = _rows(kind, fields)
+            yield {key: value for key, value in rows.items() if key not in seen}
+            seen |= rows.keys()
+            more = bool(int(cursor))
+
     def heads(self, before: tuple[float, str] | None, count: int) -> list[Head]:
         found: list[Head] = []
         more, number = True, count + 100

@@ -518,6 +518,29 @@ class StoreContract:
         assert _read(store, "r").state is State.CANCELLED
         assert store.values("r", list("01234")) == [b"0", b"1", b"2", b"3", b"4"]
 
+    def test_failures_a_few_at_a_time(self, store: ResultStore) -> None:
+        store.create("r", b"meta", {}, 30)
+        for index in range(25):
+            _fail(store, "r", str(index), failure=b"oops %d" % index)
+        _complete(store, "r", "3")
+        found = sorted(store.failures("r", count=4))
+        record = _read(store, "r")
+        assert found == sorted(
+            (address, failure, address in record.finished)
+            for address, failure in record.failures.items()
+        ), "as read has them"
+        assert ("3", b"oops 3", True) in found, "whether the job has a result since"
+        assert list(store.failures("gone")) == [], "none of a run that is not there"
+
+    def test_the_record_in_brief(self, store: ResultStore) -> None:
+        assert store.brief("r") is None
+        store.create("r", b"meta", {"0": b"page"}, 2)
+        _fail(store, "r", "0", failure=b"oops", final=True)
+        store.checkpoint("r", "1", b"held", 0, ["something"])
+        record, nothing = _read(store, "r"), frozenset[str]()
+        brief = replace(record, failures={}, finished=nothing, held={}, due={})
+        assert store.brief("r") == brief, "all but failures, finished, held and due"
+
     def test_a_job_that_recovers_no_longer_counts(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 2)
         _fail(store, "r", "0", failure=b"oops")

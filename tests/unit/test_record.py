@@ -280,8 +280,11 @@ def test_of_exceptions_the_20_most_frequent_are_counted() -> None:
     assert (next(iter(status.exceptions)), status.failure_count) == ("ValueError", 40)
 
 
-def test_failures_by_page() -> None:
+def test_a_tally_keeps_the_first_failures_whatever_the_order() -> None:
     found = many(50)
-    pages = [record.failures(found, offset=at, limit=20) for at in (0, 20, 40, 60)]
-    assert [len(page) for page in pages] == [20, 20, 10, 0]
-    assert [each for page in pages for each in page] == record.failures(found)
+    for limit in (0, 1, 20, 70):
+        tally = record.Tally(limit)
+        for address, data in reversed(found.failures.items()):
+            tally.add(address, data, address in found.finished)
+        assert tally.failures() == record.failures(found)[:limit]
+        assert tally.count == 50

@@ -285,14 +285,14 @@ def tree_of(app: Celery, id: str, *, alone: bool = False) -> tree.Tree:
 
 
 def summary_of(store: ResultStore, id: str) -> Summary:
-    """A run as in a listing."""
-    found = store.patiently(store.read, id)
+    """A run as in a listing, but for what is due."""
+    found = store.patiently(store.brief, id)
     if found is None:
         raise RunNotFound(f"there is no run {id!r} in {store!r}")
     meta = record.Meta.loads(found.meta)
     counts = meta.jobs, found.done, found.failing, found.dead
     times = found.created_at, found.updated_at, found.ended_at
-    return Summary(id, meta.name, meta.tags, found.state, *counts, *times, len(found.due))
+    return Summary(id, meta.name, meta.tags, found.state, *counts, *times)
 
 
 # --- filters ------------------------------------------------------------------------------------

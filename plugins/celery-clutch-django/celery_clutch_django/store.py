@@ -103,7 +103,9 @@ class DjangoStore(TransactionalStore):
     def snapshot(
         self, run: str, kinds: Sequence[str]
     ) -> tuple[Head, dict[str, dict[str, bytes]]] | None:
-        relation = FilteredRelation("rows", condition=Q(rows__kind__in=list(kinds)))
+        # Django asks nothing at all where nothing can be in a list.
+        wanted = list(kinds) or [""]
+        relation = FilteredRelation("rows", condition=Q(rows__kind__in=wanted))
         columns = (*_COLUMNS, "wanted__kind", "wanted__key", "wanted__value")
         with self._connection():
             # One statement for what changes, and so one moment; meta does not change.
@@ -127,6 +129,16 @@ class DjangoStore(TransactionalStore):
             for rows in self._some(self._rows(run, kind), keys):
                 found.update((key, bytes(value)) for key, value in rows.values_list("key", "value"))
         return found
+
+    def some_rows(self, run: str, kind: str, count: int) -> Iterator[Mapping[str, bytes]]:
+        rows, after = self._rows(run, kind).order_by("key").values_list("key", "value"), ""
+        while True:
+            with self._connection():
+                found = list(rows.filter(key__gt=after)[:count])
+            if not found:
+                return
+            yield {key: bytes(value) for key, value in found}
+            after = found[-1][0]
 
     def heads(self, before: tuple[float, str] | None, count: int) -> list[Head]:
         due = self._of(Row).filter(run=OuterRef("pk"), kind="due").order_by().values("run")

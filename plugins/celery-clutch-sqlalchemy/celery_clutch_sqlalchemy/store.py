@@ -214,6 +214,13 @@ class SQLAlchemyStore(TransactionalStore, Buckets):
         queries = _queries(self._id(run), kind, keys)
         return {row.key: row.value for query in queries for row in self._all(query)}
 
+    def some_rows(self, run: str, kind: str, count: int) -> Iterator[Mapping[str, bytes]]:
+        (query,) = _queries(self._id(run), kind, None)
+        query, after = query.order_by(rows.c.key).limit(count), ""
+        while found := self._all(query.where(rows.c.key > after)):
+            yield {row.key: row.value for row in found}
+            after = found[-1].key
+
     def heads(self, before: tuple[float, str] | None, count: int) -> list[Head]:
         return self._heads(before, count)
 
