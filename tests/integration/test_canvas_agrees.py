@@ -10,6 +10,7 @@ from typing import Any
 
 import celery
 import pytest
+from celery import chord
 from celery.exceptions import TimeoutError
 from celery.result import GroupResult
 
@@ -17,9 +18,9 @@ from celery_clutch import Clutch
 from celery_clutch.errors import ClutchFailed, ClutchTimeout
 
 from . import app as tasks
-from .canvases import CANVASES, Notes
+from .canvases import CANVASES, Notes, errs
 from .conftest import MakeLab
-from .lab import Lab, new_tag
+from .lab import Lab, new_tag, until
 
 PENDING, FAILED, REFUSED = "pending for good", "failed", "refused"
 
@@ -125,3 +126,29 @@ def test_canvas_agrees(name: str, outcomes: dict[str, tuple[Outcome, Outcome]]) 
 
 def test_what_is_adopted_ends(outcomes: dict[str, tuple[Outcome, Outcome]]) -> None:
     assert [name for name, (_, adopted) in outcomes.items() if adopted["value"] == PENDING] == []
+
+
+def test_when_errbacks_of_a_chord_are_called(make_lab: MakeLab) -> None:
+    """Celery calls them when all of the header has ended, a clutch when a job of it has died."""
+    with make_lab("errbacks", imports=[f"{__package__}.canvas_tasks"], concurrency=3) as lab:
+        lab.app.set_current()
+        flag, raw, adopted = new_tag(), Notes(new_tag()), Notes(new_tag())
+
+        def noted(notes: Notes) -> list[bytes]:
+            found: list[bytes] = tasks.notebook().lrange(f"it:notes:{notes.tag}", 0, -1)
+            return found
+
+        def composed(notes: Notes) -> Any:
+            header = [tasks.fail.s(), tasks.hold.s(flag)]
+            return errs(chord(header, tasks.total.s()), notes.error())
+
+        sent = composed(raw).apply_async()
+        run = Clutch.from_canvas(composed(adopted), app=lab.app).engage()
+        until(lambda: noted(adopted), "for the errback of the clutch")
+        until(sent.parent.children[0].failed, "for the failure of the raw job")
+        assert noted(raw) == []
+        lab.raise_flag(flag)
+        until(lambda: noted(raw), "for the errback of the raw chord")
+        lab.settle()
+        assert (len(noted(raw)), len(noted(adopted))) == (1, 1)
+        run.forget()
