@@ -48,10 +48,11 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """In the place of a branch's value: enough others had succeeded before it had. It is false.
+    """In the place of the value of a branch or step that was not to run: it was not chosen, or
+    enough others had succeeded before it had. It is false.
 
     Attributes:
-        address: of the branch.
+        address: of the branch or step.
     """
 
     address: str

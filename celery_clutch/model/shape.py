@@ -7,7 +7,8 @@ Two kinds are known only while the run runs, and `resolve` says what they are: `
 of the decider, "keys": {key: shape}, "else": shape, "truth": bool}`` and ``{"map": address, "of":
 shape of a branch}``. Where branches may be missing it is ``{"some": address of the parallel, "of":
 shape, "need": whether some need not have run}``, and each of them ``{"branch": its address, "of":
-shape, "need": ...}``: its value is what is stored for the branch itself, else that of the shape.
+shape, "need": ...}``: its value is what is stored for the branch itself, else that of the shape,
+which is ``""`` where the branch was skipped.
 """
 
 from __future__ import annotations
@@ -41,13 +42,16 @@ Added = Mapping[str, Sequence[tuple[str, Shape]]]
 address, and its shape."""
 
 
-def shape(node: Node, address: str, before: Shape = "") -> Shape:
+def shape(node: Node, address: str, before: Shape | None = None) -> Shape:
     """The shape of *node*, which is at *address*: of a series, that of its last step.
 
-    *before* is that of what comes before the node: it stands for a choice of nothing.
+    *before* is that of what comes before the node: it stands for a choice of nothing. Without it
+    the node is a branch, or read by itself, and stands for its own absence.
     """
     if isinstance(node, Job):
         return address
+    if before is None:
+        before = {"branch": address, "of": "", "need": True} if address else ""
     if isinstance(node, Series):
         return _of_steps(node.steps, address, before)
     if isinstance(node, Choose):
@@ -298,6 +302,8 @@ def _arrange_branch(
     branch = of["branch"]
     if branch in values:
         return values[branch]
+    if not of["of"]:
+        return missing(branch, True)
     if of.get("need") and any(each not in values for each in addresses(of["of"])):
         return missing(branch, True)
     return arrange(of["of"], values, missing)
