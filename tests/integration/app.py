@@ -239,6 +239,13 @@ def double(self: Any, x: Any, more: Any = 0) -> Any:
     return 2 * x + more if more else 2 * x
 
 
+@shared_task(name="it.repeat_list", bind=True)
+def repeat_list(self: Any, times: int) -> list[str]:
+    """Return a list of so many letters."""
+    ran(self)
+    return ["x"] * times
+
+
 @shared_task(name="it.picky", bind=True)
 def picky(self: Any, x: Any, *refused: Any) -> Any:
     """Return *x*, unless it is refused, and nobody has raised the flag of that name."""
@@ -829,6 +836,15 @@ def nests(self: Any, *steps: Any, returns: Any = "outer", **options: Any) -> Any
         clutch << self.app.signature(step)
     nest(self, clutch)
     return returns
+
+
+@shared_task(name="it.launches", bind=True)
+def launches(self: Any, *steps: Any) -> str:
+    """Engage a clutch of each of *steps*, nested in nothing."""
+    ran(self)
+    for step in steps:
+        nest(self, Clutch(self.app.signature(step), app=self.app))
+    return f"launched {len(steps)}"
 
 
 @shared_task(name="it.nests_with_end", bind=True)
