@@ -96,7 +96,8 @@ class Place:
     """What is around a node.
 
     ``direct``: a job here is a step of its own for ``on_failure``. ``headers``: those of chords
-    with errbacks that it is in. ``parallels``: the addresses of those that it is in.
+    with errbacks that it is in. ``parallels``: the addresses of those that it is in. ``options``:
+    those of the options of choices that it is in.
     ``tolerances``: the branches that may die. ``template``: what the pages of a branch of a map
     begin with. ``takes``: a job here gets the element of the map. ``gives``: the value is the list
     of the map that follows.
@@ -110,6 +111,7 @@ class Place:
     direct: bool = True
     headers: tuple[str, ...] = ()
     parallels: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
     tolerances: tuple[Tolerance, ...] = ()
     template: Template | None = None
     takes: bool = False
@@ -157,7 +159,9 @@ class Cutter:
         """Note the name of *node*, if it has one."""
         if node.name and node.size:
             names.check(node.name)
-            names.add(self.out.names, node.name, Named(at, shape(node, at), place.parallels))
+            of = _listed(shape(node, at, place.previous), at, place.tolerances)
+            step = Named(at, of, place.parallels, place.options)
+            names.add(self.out.names, node.name, step)
 
     def enter(self, node: Series | Parallel | Choose | Map, at: str, place: Place) -> Place:
         """The place inside *node*, which has a scope of its own."""
@@ -294,7 +298,8 @@ class Cutter:
         if ends(node) > 1 or ends_wide(node):
             name = f"{at}?"
             barriers = (_barrier(node, name), *_gated(barriers, name))
-        here = replace(place, barriers=barriers, tolerances=started)
+        options = (*place.options, address)
+        here = replace(place, barriers=barriers, tolerances=started, options=options)
         return self.page(self.node(node, address, here), place.template)
 
     def map(self, node: Map, at: str, place: Place) -> list[Start]:
@@ -403,6 +408,18 @@ class Cutter:
         for key, group in waiting:
             self.put(key, group, template)
         return tuple(first)
+
+
+def _listed(of: Shape, at: str, tolerances: Iterable[Tolerance]) -> Shape:
+    """The shape *of* the node at *at*, seen from outside of the maps that it is in: lists of those
+    of all branches."""
+    needs = {each.step: bool(each.need) for each in tolerances}
+    while EACH in at:
+        at = at.rpartition(f".{EACH}")[0]
+        of = {"map": at, "of": of}
+        if f"{at}#" in needs:
+            of = {"some": at, "of": of, "need": needs[f"{at}#"]}
+    return of
 
 
 def _barrier(node: Node, name: str, then: str = "") -> Barrier:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
 
 from ..errors import CorruptRecord
-from ..model import codec
-from ..model.plan import Scope, scope_to_json
+from ..model import codec, names
+from ..model.plan import EACH, Scope, scope_to_json
 from ..model.shape import Shape, checked
 from ..model.status import Failure, State, Status, isoformat
 from ..stores.base import Record
 from .header import Header
+from .instance import indices
 
 SHOWN = 20
 """How many failures, and how many kinds of them, a `Status` has at most."""
@@ -202,11 +203,40 @@ class Meta:
 
     def scope(self, address: str) -> Scope:
         """The scope in force at *address*: that of the nearest subtree around it."""
+        return next(self._around(address), self.scopes.get("", Scope()))
+
+    def between(self, outer: str, address: str) -> Iterator[Scope]:
+        """The scopes of subtrees inside the one at *outer* that have something at *address* in
+        them."""
+        inside = address.rpartition(".")[0]
+        while inside.startswith(f"{outer}.") or (inside and not outer):
+            scope = self._of(inside)
+            if scope is not None:
+                yield scope
+            inside = inside.rpartition(".")[0]
+
+    def _around(self, address: str) -> Iterator[Scope]:
         while address:
-            if address in self.scopes:
-                return self.scopes[address]
+            scope = self._of(address)
+            if scope is not None:
+                yield scope
             address = address.rpartition(".")[0]
-        return self.scopes.get("", Scope())
+
+    def _of(self, address: str) -> Scope | None:
+        """The scope of the subtree at *address*, which may be in a branch of a map."""
+        if address in self.scopes:
+            return self.scopes[address]
+        depth = address.count(".")
+        for at, scope in self.scopes.items():
+            if EACH in at and at.count(".") == depth and _is_instance(at, address):
+                return scope
+        return None
+
+
+def _is_instance(template: str, address: str) -> bool:
+    """Whether *address* is that of *template* in a branch that its map had from the start."""
+    numbers = indices(template, address)
+    return numbers is not None and all(number.isdecimal() for number in numbers)
 
 
 Failing = Iterable[tuple[str, bytes, bool]]
@@ -246,7 +276,7 @@ class Tally:
 
     def failures(self) -> list[Failure]:
         """The first of them."""
-        return sorted(self._first, key=lambda failure: _order(failure.address))[: self.limit]
+        return sorted(self._first, key=lambda failure: names.order(failure.address))[: self.limit]
 
 
 def status(
@@ -298,7 +328,7 @@ def failures(record: Record) -> list[Failure]:
 
 def death_below(record: Record, address: str) -> Failure | None:
     """A final failure of a job below *address* that has no result."""
-    for each in sorted(record.failures, key=_order):
+    for each in sorted(record.failures, key=names.order):
         if each.startswith(f"{address}.") and each not in record.finished:
             failure = _failure(each, record.failures[each])
             if failure.final:
@@ -308,6 +338,18 @@ def death_below(record: Record, address: str) -> Failure | None:
 
 def _failing(record: Record) -> Failing:
     return ((at, data, at in record.finished) for at, data in record.failures.items())
+
+
+def _failed(record: Record, step: str | None = None) -> list[str]:
+    """The addresses of failures, in order; see `status` for *step*."""
+    found = []
+    for address in sorted(record.failures, key=names.order):
+        if step is None and address in record.finished:
+            continue
+        if step is not None and address != step and not address.startswith(f"{step}."):
+            continue
+        found.append(address)
+    return found
 
 
 def _failure(address: str, data: bytes) -> Failure:
@@ -320,7 +362,3 @@ def _failure(address: str, data: bytes) -> Failure:
 def parent_header(parent: Parent, generation: int) -> Header:
     """The header of the parent job, in the generation its run is in now."""
     return Header.from_dict({**parent.header, "gen": generation})
-
-
-def _order(address: str) -> list[tuple[int, int | str]]:
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in address.split(".")]

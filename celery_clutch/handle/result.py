@@ -22,7 +22,6 @@ from ..errors import (
     CorruptRecord,
     GetInsideTask,
     RunNotFound,
-    UnknownAddress,
 )
 from ..extend.plugins import runtime
 from ..model import codec, graph, names, plan, shape
@@ -32,7 +31,7 @@ from ..runtime import engage, journal, workers
 from ..runtime.advance import follow
 from ..runtime.handlers import finished
 from ..stores.base import ENDED, Missing, Record, ResultStore
-from . import snapshot, tree, why
+from . import places, snapshot, tree, why
 
 FEW = 1000
 """A run of more jobs is not looked through when `get` has waited in vain."""
@@ -207,7 +206,8 @@ class ClutchResult:
     def _shape_of(self, step: str) -> shape.Shape:
         """The shape of the step with this address or name."""
         if not isinstance(step, str) or names.is_address(step):
-            return shape.shape(_locate(self.plan(), step), step)
+            decisions = values.Decisions(self._store, self.id)
+            return places.shape_at(self.plan(), step, decisions)
         known = canvas.load_names(self._store, self.id)
         if step not in known:
             hint = ", and an address is a string such as '0' or '1.2'"
@@ -414,21 +414,6 @@ class _News:
             return None
         self.last = status
         return status
-
-
-def _locate(root: plan.Series, address: str) -> plan.Node:
-    """The node at *address*."""
-    node: plan.Node = root
-    parts = address.split(".") if isinstance(address, str) else [""]
-    for part in parts:
-        below = plan.children(node)
-        index = int(part) if part.isdecimal() else len(below)
-        if index >= len(below) or str(index) != part:
-            raise UnknownAddress(
-                f"the plan has no address {address!r}; an address is a string such as '0' or '1.2'"
-            )
-        node = below[index]
-    return node
 
 
 def _waited_for(found: Record | None) -> list[str]:

@@ -10,44 +10,70 @@ from typing import Any
 
 from ..errors import CorruptRecord, InvalidName, NotPreceding, UnknownName
 from . import codec
-from .shape import Shape, checked
+from .plan import EACH
+from .shape import Shape, checked, substitute
 
 LISTED = 10
 """How many names an error has at most."""
 
-_ADDRESS = re.compile(r"[0-9]+(\.[0-9]+)*")
+_ADDRESS = re.compile(r"[0-9]+(\.[0-9]+(\+[0-9]+)*)*")
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
     """A step that has a name.
 
+    In the branch of a map it has `EACH` in its address, and its value, seen from outside of the
+    map, is a list of those of all branches.
+
     Attributes:
         address: of the step; "" is the whole plan.
-        shape: where its value is.
-        parallels: the addresses of the parallels that it is in, the outermost first.
+        shape: where its value is, seen from outside of all maps.
+        parallels: the addresses of the parallels and maps that it is in, the outermost first.
+        options: those of the options of choices that it is in, the outermost first.
     """
 
     address: str
     shape: Shape = field(hash=False)
     parallels: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     def hidden_from(self, job: str) -> str:
         """Why the step does not certainly precede the job at address *job*; "" if it does."""
-        if self.address == job:
-            return "it is the job itself"
         own, other = _parts(self.address), _parts(job)
-        common = 0
-        while common < min(len(own), len(other)) and own[common] == other[common]:
-            common += 1
+        common = _common(own, other)
+        if common == len(own) == len(other):
+            return "it is the job itself"
         if common == len(own):
             return "the job is one of its own"
-        around = ".".join(map(str, own[:common]))
+        around = ".".join(own[:common])
         if around in self.parallels:
-            return f"both are in the parallel {around}, in branches that run side by side"
-        if own[common] > other[common]:
+            place = ".".join(other[:common])
+            return f"both are in the parallel {place}, in branches that run side by side"
+        if order(own[common]) > order(other[common]):
             return "it comes later"
+        for option in self.options:
+            if option.count(".") >= common:
+                choice = ".".join([*other[:common], *own[common : option.count(".")]])
+                return f"it is in an option of the choice at {choice}, which need not be chosen"
         return ""
+
+    def seen_from(self, job: str) -> Shape:
+        """Where the value is that the job at address *job* sees: in the branch of a map, that of
+        its own branch."""
+        own, other = _parts(self.address), _parts(job)
+        numbers = [
+            number
+            for part, number in zip(own[: _common(own, other)], other, strict=False)
+            if part == EACH
+        ]
+        of = self.shape
+        for _ in numbers:
+            assert isinstance(of, dict)
+            of = of["of"] if "map" in of else of["of"]["of"]
+        for number in numbers:
+            of = substitute(of, number)
+        return of
 
 
 Names = Mapping[str, Named]
@@ -89,7 +115,7 @@ class Results(Mapping[str, Any]):
                     f"job {self._job} cannot read the result of {name!r}, {_place(step.address)}: "
                     f"{why}, so that it need not be there yet"
                 )
-            self._values[name] = self._read(step.shape)
+            self._values[name] = self._read(step.seen_from(self._job))
         return self._values[name]
 
     def __contains__(self, name: object) -> bool:
@@ -130,7 +156,7 @@ def add(names: dict[str, Named], name: str, step: Named) -> None:
     """
     known = names.setdefault(name, step)
     if known is not step:
-        one, other = sorted((known.address, step.address), key=_parts)
+        one, other = sorted((known.address, step.address), key=order)
         raise InvalidName(
             f"two steps of the clutch are named {name!r}, {_place(one)} and {_place(other)}: a "
             "name is that of one step"
@@ -164,9 +190,9 @@ def is_address(value: str) -> bool:
 
 def dumps(names: Names) -> bytes:
     """*names* as JSON, in the order of definition."""
-    ordered = sorted(names.items(), key=lambda each: _parts(each[1].address))
+    ordered = sorted(names.items(), key=lambda each: order(each[1].address))
     return codec.encode_plan(
-        {name: [step.address, step.shape, step.parallels] for name, step in ordered}
+        {name: [step.address, step.shape, step.parallels, step.options] for name, step in ordered}
     )
 
 
@@ -179,8 +205,8 @@ def loads(data: bytes) -> Names:
     try:
         found = codec.decode_plan(data)
         return {
-            name: Named(address, checked(of), tuple(parallels))
-            for name, (address, of, parallels) in found.items()
+            name: Named(address, checked(of), tuple(parallels), tuple(options))
+            for name, (address, of, parallels, options) in found.items()
         }
     except (AttributeError, RecursionError, TypeError, ValueError) as exc:
         raise CorruptRecord(f"the names of steps cannot be read: {exc!r}") from None
@@ -190,5 +216,31 @@ def _place(address: str) -> str:
     return f"the step at {address}" if address else "the whole clutch"
 
 
-def _parts(address: str) -> list[int]:
-    return [int(part) for part in address.split(".")] if address else []
+def order(address: str) -> list[tuple[int, list[int], str]]:
+    """What addresses are sorted by: as the plan has them; branches that were added are the last of
+    their parallel, and what is no address comes behind."""
+    return [_order_of(part) for part in _parts(address)]
+
+
+def _order_of(part: str) -> tuple[int, list[int], str]:
+    if part == EACH:
+        return 0, [], ""
+    numbers = part.split("+")
+    if not all(number.isdecimal() for number in numbers):
+        return 2, [], part
+    return int(len(numbers) > 1), [int(number) for number in numbers], ""
+
+
+def _parts(address: str) -> list[str]:
+    return address.split(".") if address else []
+
+
+def _common(own: list[str], other: list[str]) -> int:
+    """How many components two addresses have in common at their start; in *own*, that of a step,
+    `EACH` stands for any branch that its map had from the start."""
+    count = 0
+    for mine, theirs in zip(own, other, strict=False):
+        if mine != theirs and not (mine == EACH and theirs.isdecimal()):
+            break
+        count += 1
+    return count

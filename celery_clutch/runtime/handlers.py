@@ -68,9 +68,8 @@ def chord_failed(app: Celery, found: Record, meta: record.Meta, header: str) -> 
     reason = f"Dependency {failure.task_id} raised {name}({failure.message!r})"
     try:
         callback = app.signature(dict(body))
-        for at, scope in meta.scopes.items():
-            inner = at.startswith(f"{address}.") and failure.address.startswith(f"{at}.")
-            if inner and scope.errbacks:
+        for scope in meta.between(address, failure.address):
+            if scope.errbacks:
                 _drop_errbacks(callback, _errbacks(app.signature(dict(scope.errbacks))))
         compat.chord_failed(app, callback, reason, cause)
     except Exception as exc:

@@ -146,6 +146,22 @@ def test_the_scope_at_an_address_is_that_of_the_nearest_subtree() -> None:
     assert Meta(0, "").scope("3") == Scope()
 
 
+def test_the_scope_of_the_branch_of_a_map_is_that_of_each_of_its_branches() -> None:
+    inner, innermost = Scope(queue="inner"), Scope(queue="innermost")
+    meta = Meta(1, "", scopes={"": Scope(queue="all"), "1.%": inner, "1.%.0.%": innermost})
+    found = {at: meta.scope(at).queue for at in ("1", "1.5", "1.5.1.0", "1.5.0.12.3", "2.5")}
+    assert found == {
+        "1": "all",
+        "1.5": "inner",
+        "1.5.1.0": "inner",
+        "1.5.0.12.3": "innermost",
+        "2.5": "all",
+    }
+    assert meta.scope("1.5+0").queue == "all"  # it was added, and is none of the map's own
+    assert list(meta.between("1.5", "1.5.0.12.3")) == [innermost]
+    assert list(meta.between("1", "1.5.0.12.3")) == [innermost, inner]
+
+
 def test_an_inner_scope_without_anything_hides_the_one_around_it() -> None:
     meta = Meta(1, "0", scopes={"": Scope(queue="a"), "0": Scope()})
     assert Meta.loads(meta.dumps()).scope("0") == Scope()
@@ -216,6 +232,12 @@ def test_the_parents_header_is_of_the_generation_of_now(parent: Parent, generati
 def test_failures_are_in_the_order_of_addresses() -> None:
     found = record.failures(run_record(failed("10", "9.2", "9.10", "2", "1.0")))
     assert [failure.address for failure in found] == ["1.0", "2", "9.2", "9.10", "10"]
+
+
+def test_failures_in_branches_that_were_added_and_elsewhere_come_last() -> None:
+    ordered = ["1.2", "1.10", "1.3+0", "1.10+0.1", "1.10+0.1+2", "2", "page 7"]
+    found = record.failures(run_record(failed(*reversed(ordered))))
+    assert [failure.address for failure in found] == ordered
 
 
 def test_failures_of_jobs_that_have_recovered_are_left_out() -> None:
