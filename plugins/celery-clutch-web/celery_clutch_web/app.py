@@ -108,8 +108,9 @@ class Dashboard:
         if scope["type"] == "lifespan":
             await self._site(scope, receive, send)
             return
-        if scope["type"] != "http":
-            raise RuntimeError(f"the dashboard answers HTTP, not {scope['type']}")
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+            return
         static = scope["path"].removeprefix(scope.get("root_path", "")).startswith("/static/")
         request = Request(scope, receive)
 

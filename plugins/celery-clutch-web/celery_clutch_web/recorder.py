@@ -89,7 +89,9 @@ class Recorder:
         with self._lock:
             for name, period in PERIODS.items():
                 bucket = period.bucket(at)
-                self._counts[name, bucket].update(names(bucket))
+                counts = self._counts[name, bucket]
+                for each in names(bucket):  # Counter.update takes three times as long
+                    counts[each] += 1
             # One that is about to end has written everything before.
             if self._thread is None:
                 self._thread = threading.Thread(

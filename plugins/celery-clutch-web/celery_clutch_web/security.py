@@ -151,8 +151,8 @@ class Guard:
             Refused: it comes from another origin, or its token is not right.
         """
         origin = request.headers.get("origin") or request.headers.get("referer") or ""
-        host = request.headers.get("host", "")
-        if urlsplit(origin).netloc.lower() != host.lower() or not host:
+        host = request.headers.get("host", "").lower()
+        if not host or _netloc(origin) != host:
             raise Refused("The request does not come from a page of this site.")
         wanted = self.token(visitor)
         given = token if isinstance(token, str) else ""
@@ -203,6 +203,14 @@ def is_loopback(host: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
+
+
+def _netloc(url: str) -> str:
+    """Host and port of *url*; "" where it has none, or is none."""
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _hostname(header: str) -> str:

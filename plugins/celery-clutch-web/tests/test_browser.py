@@ -329,6 +329,10 @@ def test_the_drawing_moves_and_zooms(browser: Browser) -> None:
     assert place() != moved
     browser.type("0")
     assert place() == first
+    browser.press("[data-zoom]", "+")
+    assert place() == zoomed
+    browser.press("[data-zoom]", "Fit")
+    assert place() == first
 
 
 def test_the_keyboard(browser: Browser, shop: Shop) -> None:

@@ -152,6 +152,19 @@ def test_attempts_of_a_job_with_the_traceback_of_the_latest_failure(
     assert "Traceback (most recent call last)" in text
 
 
+def test_the_timeline_has_waits_attempts_and_retries(site: Client, shop: Shop) -> None:
+    shop.engage(shop.fetch.s(1), shop.scan.s(0.3), id="again").get(timeout=30)
+    html = site.get("/run?id=again").text
+    labels = [
+        str(at["aria-label"]) for tag, at in tags(html) if tag == "svg" and "aria-label" in at
+    ]
+    assert any(label.startswith("wait ") and " done " in label for label in labels)
+    assert any(label.startswith("retry ") and " done " in label for label in labels)
+    shop.failed()
+    html = site.get("/run?id=bad").text
+    assert any("dead " in str(at.get("aria-label")) for tag, at in tags(html) if tag == "svg")
+
+
 def test_the_next_attempt_is_counted_down(site: Client, shop: Shop) -> None:
     run = shop.engage(shop.scan.s(3600), id="later")
     until(lambda: run.status().failing)

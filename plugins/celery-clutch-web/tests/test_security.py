@@ -129,9 +129,10 @@ def test_actions_come_from_pages_of_the_site(site: Client, shop: Shop) -> None:
         site.post("/runs/steer", data=form),
         site.post("/runs/steer", data=form, headers={"origin": "http://evil.example"}),
         site.post("/runs/steer", data=form, headers={"origin": "null"}),
+        site.post("/runs/steer", data=form, headers={"origin": "http://[localhost"}),
         site.post("/runs/steer", data=form, headers={"referer": "http://evil.example/localhost"}),
     ]
-    assert [answer.status_code for answer in refused] == [403] * 4
+    assert [answer.status_code for answer in refused] == [403] * 5
     assert run.state is State.FAILED
     allowed = site.post("/runs/steer", data=form, headers={"referer": f"{site.origin}/run"})
     assert allowed.status_code == 200

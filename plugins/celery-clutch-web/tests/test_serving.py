@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -260,6 +260,6 @@ def test_workers_that_count_load_no_web_server(project: Project) -> None:
     assert project.run("-c", loaded).strip() == "False"
 
 
-def test_the_readme_shows_pictures_that_are_there(missing: Callable[..., Any]) -> None:
+def test_the_readme_shows_pictures_that_are_there() -> None:
     for name in re.findall(r"\]\((\.\./[^)#]+)", README.read_text()):
         assert (README.parent / name).exists(), name

@@ -85,7 +85,7 @@
     for (const each of all("time[data-since]")) each.textContent = duration(Math.max(now - each.dataset.since, 0));
     for (const each of all("time[data-countdown]")) {
       const left = each.dataset.countdown - now;
-      each.textContent = left > 0 ? `in ${duration(Math.ceil(left))}` : "due";
+      each.textContent = left <= 0 ? "due" : `in ${left < 59 ? `${Math.ceil(left)} s` : duration(left)}`;
     }
   }
 
@@ -193,6 +193,11 @@
 
   document.addEventListener("click", event => {
     if (event.target.closest("#theme")) toggle();
+    const by = event.target.closest("[data-zoom]")?.dataset.zoom;
+    if (by) {
+      const view = document.querySelector("[data-pan]");
+      if (+by) zoom(view, +by, view.clientWidth / 2, view.clientHeight / 2); else fit(view);
+    }
     if (event.target.closest("[data-close]")) document.getElementById("job").replaceChildren();
   });
   document.addEventListener("change", event => {
