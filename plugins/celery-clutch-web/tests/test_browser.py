@@ -236,6 +236,32 @@ def test_runs_appear_in_the_list_and_change(browser: Browser, shop: Shop) -> Non
     browser.says("1 chosen")
 
 
+def test_a_page_that_nobody_sees_holds_no_connection(browser: Browser, shop: Shop) -> None:
+    def turn(state: str) -> None:
+        browser.run(
+            "Object.defineProperty(document, 'visibilityState', {value: arguments[0], "
+            "configurable: true}); document.dispatchEvent(new Event('visibilitychange'))",
+            state,
+        )
+
+    browser.get("/runs")
+    browser.live()
+    turn("hidden")
+    assert browser.find("#live").text == "paused"
+    shop.engage(shop.fetch.s(1), name="meanwhile").get(timeout=30)
+    turn("visible")
+    browser.live()
+    browser.says("meanwhile")
+
+
+def test_a_run_that_is_forgotten_is_gone(browser: Browser, shop: Shop) -> None:
+    run = shop.failed()
+    browser.get("/run?id=bad")
+    browser.live()
+    run.forget()
+    until(lambda: browser.find("#live").text == "this run is gone")
+
+
 def test_a_run_is_followed_to_its_end(browser: Browser, shop: Shop) -> None:
     run = shop.engage(shop.fetch.s(1), shop.wait.s(), shop.fetch.s(2), id="live", name="live one")
     browser.get("/run?id=live")

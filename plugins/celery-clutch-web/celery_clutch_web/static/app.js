@@ -50,18 +50,32 @@
     place.textContent = text;
   }
 
+  let source = null;
+
   function listen() {
     const address = document.getElementById("main").dataset.events;
-    if (!address) return;
-    const source = new EventSource(address);
+    if (!address || source) return;
+    source = new EventSource(address);
     source.addEventListener("open", () => say("on", "live"));
-    source.addEventListener("error", () => say("off", "reconnecting"));
+    source.addEventListener("error", () => say("off", source?.readyState === EventSource.CLOSED ? "not live" : "reconnecting"));
     source.addEventListener("trouble", event => say("off", JSON.parse(event.data).slice(0, 80)));
     source.addEventListener("look", event => update(JSON.parse(event.data)));
     source.addEventListener("gone", () => { source.close(); say("off", "this run is gone"); });
-    addEventListener("pagehide", () => source.close());
-    addEventListener("pageshow", event => { if (event.persisted) location.reload(); });
   }
+
+  function hush() {
+    source?.close();
+    source = null;
+  }
+
+  // Browsers open six connections to a host, and a page that nobody sees has no use for one.
+  document.addEventListener("visibilitychange", () => {
+    if (document.visibilityState === "visible") return listen();
+    hush();
+    say("off", "paused");
+  });
+  addEventListener("pagehide", hush);
+  addEventListener("pageshow", event => { if (event.persisted) location.reload(); });
 
   // --- times ------------------------------------------------------------------------------------
 
