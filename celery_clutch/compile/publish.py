@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from celery import Celery, Task
@@ -21,7 +22,7 @@ from kombu.exceptions import OperationalError
 
 from ..errors import ConfigurationError
 from ..extend.settings import quoted
-from . import compat
+from . import compat, direct
 from .header import NAME
 
 TOGETHER = 50
@@ -34,20 +35,40 @@ PATIENCE = 10.0
 Chains = Sequence[list[Signature]]
 """Tasks that are sent one behind the other, each list in a message of its own."""
 
+Messages = Sequence[tuple[Signature, dict[str, Any]]]
+"""First tasks, and the options to send them with."""
+
 _IDS = uuid.UUID("b8f9f3d2-6c1b-4b7e-9d3f-0c5f1f0f7a51")
 
 
 def send(app: Celery, chains: Chains, options: Mapping[str, Any] | None = None) -> None:
     """Send *chains*; *options* are for their first tasks."""
     found = [_message(chain, options or {}) for chain in chains]
+    for start in range(0, len(found), TOGETHER):
+        if not direct.send(app, partial(_publish_all, app, found[start : start + TOGETHER])):
+            _send(app, found[start:])
+            return
+
+
+def made(app: Celery, chain: list[Signature]) -> tuple[str, bytes] | None:
+    """The message of *chain*, behind the key of its queue, for a store that can send it."""
+    found = direct.of(app).made(partial(_publish_all, app, [_message(chain, {})]))
+    if found is None or [len(messages) for messages in found.values()] != [1]:
+        return None
+    ((queue, (message,)),) = found.items()
+    return queue, message
+
+
+def _send(app: Celery, found: Messages) -> None:
+    """Send messages as Celery does."""
     with quietly(app), compat.producer(app) as producer:
         try:
             with compat.batch(producer, min(len(found), TOGETHER)):
-                _publish_all(app, producer, found)
+                _publish_all(app, found, producer, set())
         except compat.BATCH_ERRORS:
             # Perhaps all of them are lost. Sent one by one, each is tried again as Celery's
             # task_publish_retry_policy says; what has arrived comes twice.
-            _publish_all(app, producer, found)
+            _publish_all(app, found, producer, set())
 
 
 def send_patiently(app: Celery, chains: Chains) -> None:
@@ -174,10 +195,7 @@ def _message(
     return first, own
 
 
-def _publish_all(
-    app: Celery, producer: Any, found: Sequence[tuple[Signature, dict[str, Any]]]
-) -> None:
-    declared: set[Any] = set()
+def _publish_all(app: Celery, found: Messages, producer: Any, declared: set[Any]) -> None:
     for signature, options in found:
         route = signature.task, options.get("queue"), options.get("route_name")
         declare: dict[str, Any] = {"declare": []} if route in declared else {}

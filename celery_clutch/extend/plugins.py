@@ -193,7 +193,8 @@ def _checked(brought: Any) -> dict[str, StoreFactory]:
 class Runtime:
     """What an app has of celery-clutch in this process: its settings, plugins and store.
 
-    ``leased_by`` is the process that the store has been told of as an owner of leases.
+    ``leased_by`` is the process that the store has been told of as an owner of leases, ``direct``
+    what makes messages that the store sends (`compile.direct`), once somebody has asked for it.
     """
 
     def __init__(self, app: Any, settings: Settings, plugins: Plugins) -> None:
@@ -208,6 +209,7 @@ class Runtime:
                 raise
             raise type(exc)(text) from None
         self.leased_by = 0
+        self.direct: Any = None
 
 
 _ATTRIBUTE = "_celery_clutch"

@@ -540,6 +540,7 @@ def complete(
     app = own.app
     if observers.heard(own, signals.clutch_step_settled):
         done = replace(done, settles=header.settles_alone())
+    done = replace(done, message=_message(own, header, done, chain)) if chain else done
     answer = own.store.patiently(own.store.complete, done)
     if answer.fresh and event is not None:
         observers.emit(own, signals.clutch_job_finished, event)
@@ -551,6 +552,23 @@ def complete(
         origin = replace(header.origin, generation=answer.generation)
         follow(app, origin, answer.due, answer.pages, chain, grown=answer.unusual)
     return answer
+
+
+def _message(
+    own: Runtime, header: Header, done: Completion, chain: Sequence[Any]
+) -> tuple[str, bytes] | None:
+    """The message of what is behind a job in its own, for a store that can send it at once.
+
+    Observers are told first that the job has finished.
+    """
+    if done.next is None or observers.heard(own, signals.clutch_job_finished):
+        return None
+    try:
+        tasks = _carried(own.app, chain, header.generation, done.next[0])
+        return None if not tasks or is_plain(tasks) else publish.made(own.app, tasks)
+    except Exception:
+        logger.debug("what follows in run %s is sent as usual", header.run, exc_info=True)
+        return None
 
 
 def fail(

@@ -244,6 +244,8 @@ class Completion:
         settles: a step that the job alone is the member of.
         barriers: what the job counts towards.
         next: what is due behind the job in its chain, and from when (seconds since the epoch).
+        message: what is to be sent for that, behind the key of its queue, where the store `serves`
+            as the broker. A store that sends it, because that is due, does not answer that it is.
         changes: to the run's data: each key is set, or deleted where the value is None.
         info: kept for `executions`.
         jobs: how many jobs more there are than was known.
@@ -268,6 +270,7 @@ class Completion:
     counts: int = 1
     stop: bytes | None = None
     growth: Growth | None = None
+    message: tuple[str, bytes] | None = None
 
     @property
     def is_usual(self) -> bool:
@@ -824,6 +827,24 @@ class ResultStore(ABC):
         """Forget a run. Returns whether there was one."""
 
     # --- template methods: right as they are, and free to be made faster -------------------
+
+    def serves(self, place: Mapping[str, Any]) -> bool:
+        """Whether the store is the Redis at *place*, and can send messages there with `push`.
+
+        Args:
+            place: ``host``, ``port``, ``db``, ``username`` and ``password``, the last two perhaps
+                None; empty for no place.
+        """
+        return False
+
+    def push(self, queue: str, messages: Sequence[bytes]) -> None:
+        """Put messages behind the others of a queue of the broker; only where it `serves` as that.
+
+        Args:
+            queue: the key that the queue has in Redis.
+            messages: as kombu writes them.
+        """
+        raise NotImplementedError(f"{self!r} is no broker")
 
     def peek(self, run: str) -> tuple[State, int] | None:
         """The state and generation of a run alone; None when there is no such run."""

@@ -104,6 +104,10 @@ _PLACES = {
 """Where the rows of a kind are, and what their fields start with."""
 
 
+_PLACE = {"host": "localhost", "port": 6379, "db": 0, "username": None, "password": None}
+"""Where a server is, by default."""
+
+
 class _Conflict(StoreUnavailable):
     """Another process has changed the run meanwhile, or has it to itself."""
 
@@ -199,7 +203,9 @@ class RedisStore(TransactionalStore, Buckets):
         if not done.is_usual:
             return self._repeat(super().complete, done)
         key, since = done.next or ("", "")
+        queue, message = done.message or ("", b"")
         args = [done.address, done.value, done.token, done.info, key, since]
+        args += [done.generation if queue else "", message]
         args += [*_if_any(_settles(done.settles)), len(done.barriers)]
         for barrier in done.barriers:
             args += [barrier.name, barrier.width, barrier.then]
@@ -207,7 +213,7 @@ class RedisStore(TransactionalStore, Buckets):
         for name, value in done.changes.items():
             args += [name, int(value is not None), value or b""]
         with _errors, _reading(done.run):
-            answer = self._call(_complete, done.run, *args)
+            answer = self._call(_complete, done.run, *args, queue=queue)
             if answer == _UNUSUAL:
                 return self._repeat(super().complete, done)
             remaining, fresh, generation, succeeded, settled, due, pages = answer
@@ -458,6 +464,17 @@ class RedisStore(TransactionalStore, Buckets):
 
     # --- made faster ------------------------------------------------------------------------
 
+    def serves(self, place: Mapping[str, Any]) -> bool:
+        if self._given or _connection(self.url)[0] != "server":
+            return False
+        options = self._client.connection_pool.connection_kwargs
+        own = {name: options.get(name) or default for name, default in _PLACE.items()}
+        return "path" not in options and place == own
+
+    def push(self, queue: str, messages: Sequence[bytes]) -> None:
+        with _errors:
+            self._on_kept(lambda client: client.execute_command("LPUSH", queue, *messages))
+
     def data(self, run: str) -> dict[str, bytes] | None:
         found = self.rows(run, "data", None)
         with _errors:
@@ -582,9 +599,14 @@ class RedisStore(TransactionalStore, Buckets):
     def _clustered(self) -> bool:
         return isinstance(self._client, redis.RedisCluster)
 
-    def _call(self, script: _Script, run: str, *args: Any) -> Any:
-        """Call *script* about *run*, as soon as nobody has that to itself."""
+    def _call(self, script: _Script, run: str, *args: Any, queue: str = "") -> Any:
+        """Call *script* about *run*, as soon as nobody has that to itself.
+
+        *queue* is the key of one that it may push to.
+        """
         keys, common = self._keys(run), self._common(run)
+        if queue:
+            keys = (*keys, queue.encode())
         answer = self._called(script, keys, *common, *args)
         deadline = time.monotonic() + _GIVE_UP
         while answer is None:
@@ -595,7 +617,11 @@ class RedisStore(TransactionalStore, Buckets):
         return answer
 
     def _called(self, script: _Script, keys: Sequence[bytes], *args: Any) -> Any:
-        """Call *script*, one of those of every job, on a connection that is kept for them.
+        """Call *script*, one of those of every job, on a connection that is kept for them."""
+        return self._on_kept(lambda client: script(client, keys, *args))
+
+    def _on_kept(self, call: Callable[[Any], T]) -> T:
+        """What *call* returns of a connection that is kept for what every job needs.
 
         A pool looks at a connection whenever it lends it.
         """
@@ -608,7 +634,7 @@ class RedisStore(TransactionalStore, Buckets):
         if client is None:
             client = self._lasting()
         # An exception leaves the connection to the pool: it may be out of step.
-        answer = script(client, keys, *args)
+        answer = call(client)
         if not self._kept:
             self._kept.append(client)
         return answer

@@ -130,14 +130,19 @@ def double() -> None:
     """Let every message of a run come twice (Redis transport)."""
     from kombu.transport.redis import Channel
 
-    usual = Channel._put
+    from celery_clutch.compile import direct
 
+    for channel in (Channel, direct.transport().Channel):
+        channel._put = _twice(channel._put)
+
+
+def _twice(put: Callable[..., None]) -> Callable[..., None]:
     def twice(self: Any, queue: str, message: Any, **kwargs: Any) -> None:
-        usual(self, queue, message, **kwargs)
+        put(self, queue, message, **kwargs)
         if "clutch" in (message.get("headers") or {}):
-            usual(self, queue, message, **kwargs)
+            put(self, queue, message, **kwargs)
 
-    Channel._put = twice
+    return twice
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
--- ARGV: ..., address, value, token, info, what is next or '', since when,
+-- KEYS: ..., where the message for what is next goes, if there is one.
+-- ARGV: ..., address, value, token, info, what is next or '', since when, its generation, its message,
 --       SETTLES, how many barriers, (name, width, then or '', SETTLES, TURN)...,
 --       (key of a change, 1 to set or 0 to delete, value)...
 -- SETTLES is 0, or 1, step, member, width. TURN is 0, or 1, parallel, branch, limit, width.
@@ -42,7 +43,7 @@ local function drop_checkpoint()
 end
 
 -- Arguments are read one after another.
-local at = 10
+local at = 12
 local function take()
   at = at + 1
   return ARGV[at - 1]
@@ -94,6 +95,10 @@ if marks[1] and (head.failing ~= 0 or head.dead ~= 0) then
 end
 if ARGV[9] ~= '' and head.state ~= 'CANCELLED' then
   put_due(event, ARGV[8], ARGV[9])
+  if KEYS[OWN + 1] and head.generation == number(ARGV[10]) then
+    redis.call('LPUSH', KEYS[OWN + 1], ARGV[11])
+    event.made[ARGV[8]] = nil -- nobody has to send it
+  end
 end
 local alone = take_settles()
 if alone then
