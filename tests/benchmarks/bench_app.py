@@ -8,7 +8,7 @@ from typing import Any
 import redis
 from celery import Celery, Task
 
-from celery_clutch import ClutchTask
+from celery_clutch import Clutch, ClutchTask, parallel
 
 URL = os.environ.get("CLUTCH_BENCH_REDIS", "redis://localhost:6379/14")
 
@@ -73,3 +73,25 @@ def job_end(self: ClutchTask, key: str) -> int:
     count = len(self.previous_results)
     tell(key, count)
     return count
+
+
+@app.task(base=ClutchTask, bind=True)
+def job_data(self: ClutchTask, number: int) -> None:
+    """A job that changes the data of its run."""
+    self.data[f"key{number}"] = "x" * 1000
+
+
+@app.task(base=ClutchTask, bind=True)
+def job_nests(self: ClutchTask) -> None:
+    """A job that waits for a nested clutch of three."""
+    clutch = Clutch(parent=self)
+    clutch << parallel(job.s() for _ in range(3))
+    clutch.engage()
+
+
+@app.task(base=ClutchTask, bind=True, max_retries=1, default_retry_delay=0)
+def job_fails(self: ClutchTask, key: str) -> None:
+    """A job that fails, is tried again, and dies."""
+    if self.request.retries:
+        tell(key)
+    self.retry(exc=ValueError("no"))
