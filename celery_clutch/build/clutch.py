@@ -200,7 +200,7 @@ class Clutch:
 
         Raises:
             InvalidStep: *decider* is not a task or its signature.
-            BuildError: no step was added to the block that is open.
+            BuildError: no step was added, to the clutch or to the block that is open.
         """
         job = self._decider(decider)
         self._replace_last("when", lambda node: plan.Choose(job, ((_TRUE, node),), truth=True))
@@ -259,8 +259,13 @@ class Clutch:
         a final failure of the job that has returned it (NotAList).
 
         Raises:
-            InvalidStep: *template* is not a step.
+            InvalidStep: *template* is not a step, or one without a job.
         """
+        if not _is_iterable(args) or not _are_keywords(kwargs):
+            raise InvalidStep(
+                "map takes args, a list, and kwargs, a mapping of names, not "
+                f"{_short(args)} and {_short(kwargs)}"
+            )
         arguments = tuple(args), dict(kwargs or {})
         if any(arguments):
             if not isinstance(template, Task):
@@ -268,7 +273,9 @@ class Clutch:
             template = template.s(*arguments[0], **arguments[1])
         branch = self._node(template)
         if not branch.size:
-            return self
+            raise InvalidStep(
+                f"map needs a step to run for each element, and {template!r} is empty"
+            )
         bounds = _bounds(max_concurrency, allow_failures, need)
         self._append(plan.Map(branch, name=_name(name), **bounds))
         return self
@@ -292,8 +299,8 @@ class Clutch:
             name: as for `named`.
 
         Raises:
-            BuildError: *max_concurrency* or *need* is not a number of at least 1, or
-                *allow_failures* neither a number nor a share.
+            BuildError: *max_concurrency* or *need* is not a number of at least 1,
+                *allow_failures* neither a number nor a share, or the two contradict each other.
             InvalidName: see `named`.
         """
         bounds = _bounds(max_concurrency, allow_failures, need)
@@ -402,9 +409,13 @@ class Clutch:
 
         An object with ``clutch``, the steps, and where they are set ``name``, ``tags``, ``data``
         and ``expires``. A step is ``{"task": name, "args": [], "kwargs": {}, "options": {}}``,
-        ``{"series": [...]}`` or ``{"parallel": [...], "limit": max_concurrency}``; the latter two
-        may have a ``scope`` with ``queue`` and handlers, each of them a ``name``. ``prepend`` is
-        Celery's rule for mutable signatures (`from_canvas`).
+        ``{"series": [...]}``, ``{"parallel": [...]}``, ``{"map": step}`` or ``{"choose": task,
+        "options": [[key, step], ...]}``. A parallel or map may have ``limit`` (max_concurrency),
+        ``allow`` (allow_failures) and ``need``; a choice a ``default``, a step. The key of an
+        option is the JSON of a value, as a string: ``"\\"eu\\""``, ``"5"``, ``"null"``. With
+        ``"truth": true`` a choice is a ``when``: it has one option, of the key ``"true"``. Each
+        step but a task may have a ``scope`` with ``queue`` and handlers, each of them a ``name``.
+        ``prepend`` is Celery's rule for mutable signatures (`from_canvas`).
 
         Raises:
             NonJSONArgument, NonJSONData: naming what JSON cannot carry.
@@ -500,8 +511,11 @@ class Clutch:
 
     def _replace_last(self, what: str, change: Callable[[Node], Node]) -> None:
         """Put something else in the place of the step that was added last, or of all steps."""
-        if len(self._open) > 1 and not len(self._open[-1]):
-            raise BuildError(f"{what}() is of the step that was added last, and none was")
+        nothing = self._last is None and not self._open[0]
+        if nothing or (len(self._open) > 1 and not len(self._open[-1])):
+            raise BuildError(
+                f"{what}() is of the step that was added last, and none was: add the step before"
+            )
         if self._last is None:
             steps = self._steps()
             self._step_name = ""
@@ -694,6 +708,7 @@ def series(*steps: Step | Iterable[Step], name: str | None = None) -> Clutch:
     *name* is that of all of them as a step, as `Clutch.named` gives it.
     """
     clutch = Clutch(*_listed(steps))
+    clutch._last = None if clutch._open[0] else []
     return clutch if name is None else clutch.named(name)
 
 
@@ -714,7 +729,7 @@ def parallel(
     ):
         for step in _listed(steps):
             clutch << step
-    clutch._last = None
+    clutch._last = None if clutch._open[0] else []
     return clutch
 
 
@@ -800,11 +815,21 @@ _TRUE = "true"
 
 def _key(value: Any) -> str:
     """The JSON that stands for a value of a decider."""
-    if value is not None and not isinstance(value, (str, int, float, bool)):
+    is_key = value is None or isinstance(value, (str, int, float, bool))
+    if not is_key or (isinstance(value, float) and not math.isfinite(value)):
         raise InvalidStep(
             f"the key of an option is a string, a number, a boolean or None, not {_describe(value)}"
         )
-    return shape.key_of(value)
+    try:
+        return shape.key_of(value)
+    except (TypeError, ValueError) as exc:
+        raise InvalidStep(f"{_short(value)} cannot be the key of an option: {exc}") from None
+
+
+def _are_keywords(value: Any) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
 def _bounds(limit: Any, allow: Any, need: Any) -> dict[str, Any]:

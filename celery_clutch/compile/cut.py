@@ -233,6 +233,12 @@ class Cutter:
             return place
         if node.need > width != UNKNOWN:
             raise InvalidStep(f"the parallel at {at} needs {node.need} of its {width} branches")
+        deaths = tolerated(node.allow, 0, width)
+        if node.need and node.need + deaths > width != UNKNOWN:
+            raise InvalidStep(
+                f"the parallel at {at} needs {node.need} of its {width} branches, and so it cannot "
+                f"allow {deaths} of them to fail"
+            )
         name = f"{at}#"
         barrier = Barrier(name, node.need or width, grows=True)
         return replace(place, barriers=(barrier, *_gated(place.barriers, name)))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import orjson
 from orjson import Fragment
 
 from ..errors import CorruptRecord, PlanTooDeep
@@ -408,6 +409,8 @@ def from_dict(data: Any, is_plain: Callable[[str], bool]) -> Node:
     Raises:
         TypeError, KeyError, ValueError: *data* is not of that form.
     """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{data!r:.80} is not a step")
     kinds = [kind for kind in _KINDS if kind in data]
     if len(kinds) != 1:
         raise ValueError(f"{data!r:.80} has to have one of: {', '.join(_KINDS)}")
@@ -425,6 +428,8 @@ def from_dict(data: Any, is_plain: Callable[[str], bool]) -> Node:
         return _choose_from_dict(data, scope, name, is_plain)
     if kind == "map":
         branch = from_dict(data["map"], is_plain)
+        if not branch.size:
+            raise ValueError("map needs a step to run for each element, and what it has is empty")
         return Map(branch, scope, name=name, **_bounds_from_dict(data))
     nodes = [from_dict(child, is_plain) for child in data[kind]]
     if kind == "series":
@@ -458,16 +463,44 @@ def _choose_from_dict(
     decider = from_dict(data["choose"], is_plain)
     if not isinstance(decider, Job):
         raise ValueError(f"{data['choose']!r:.80} is not a task, and only a task decides")
-    options = []
-    for key, option in data["options"]:
-        if not isinstance(key, str):
-            raise ValueError(f"{key!r:.80} is not the JSON of a value")
-        options.append((key, from_dict(option, is_plain)))
+    options: dict[str, Node] = {}
+    for key, option in _pairs(data.get("options")):
+        if _checked_key(key) in options:
+            raise ValueError(f"two options have the key {key}")
+        options[key] = from_dict(option, is_plain)
     default = from_dict(data["default"], is_plain) if "default" in data else None
     truth = data.get("truth", False)
-    if truth not in (True, False):
+    if not isinstance(truth, bool):
         raise ValueError(f"truth is true or false, not {truth!r:.80}")
-    return Choose(decider, tuple(options), default, truth, name, scope)
+    if truth and (list(options) != ["true"] or default is not None):
+        raise ValueError('with "truth" there is one option, whose key is "true", and no default')
+    return Choose(decider, tuple(options.items()), default, truth, name, scope)
+
+
+def _pairs(options: Any) -> Sequence[Any]:
+    """*options*, the pairs of key and step."""
+    is_list = isinstance(options, (list, tuple)) and len(options) > 0
+    if not is_list or not all(
+        isinstance(each, (list, tuple)) and len(each) == 2 for each in options
+    ):
+        raise ValueError(f"options are a list of pairs of key and step, not {options!r:.80}")
+    found: Sequence[Any] = options
+    return found
+
+
+def _checked_key(key: Any) -> str:
+    """*key*, the JSON of a value that a task can decide for."""
+    try:
+        value = orjson.loads(key)
+        if isinstance(value, (list, dict)) or orjson.dumps(value).decode() != key:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{key!r:.80} is not the key of an option, which is the JSON of a string, a number, a "
+            "boolean or null, without blanks"
+        ) from None
+    checked: str = key
+    return checked
 
 
 def _bounds_from_dict(data: Any) -> dict[str, Any]:
@@ -494,6 +527,10 @@ def check_bounds(allow: Any, need: Any) -> None:
         )
     if type(need) is not int or need < 0:
         raise ValueError(f"need is a number of branches of at least 1, not {need!r:.80}")
+    if allow is True and need:
+        raise ValueError(
+            f"allow_failures=True lets all branches die, and need={need} does not: give one of them"
+        )
 
 
 def _scope_from_dict(data: Mapping[str, Any]) -> Scope:
