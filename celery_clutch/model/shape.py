@@ -302,7 +302,7 @@ def _arrange_branch(
     branch = of["branch"]
     if branch in values:
         return values[branch]
-    if not of["of"]:
+    if of["of"] == "":
         return missing(branch, True)
     if of.get("need") and any(each not in values for each in addresses(of["of"])):
         return missing(branch, True)

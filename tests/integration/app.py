@@ -47,7 +47,9 @@ from celery_clutch import (
     Clutch,
     ClutchResult,
     ClutchTask,
+    Failed,
     ResultStore,
+    Skipped,
     Stop,
     hookimpl,
     parallel,
@@ -279,6 +281,22 @@ def countdown(self: Any, number: int) -> int:
     if number:
         self.branches.add(countdown.s(number - 1))
     return number
+
+
+@shared_task(name="it.work", bind=True)
+def work_of(self: Any, *args: Any) -> str:
+    """Return what the reference says of the arguments and previous results, or die."""
+    ran(self)
+    place = header(self)
+    if notebook().sismember(f"it:dead:{place['run']}", place["at"]):
+        raise ValueError(f"{place['at']} dies")
+    return value_of(place["at"], [*args, *_plain(self.previous_results)])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (Failed, Skipped)):
+        return "failed" if isinstance(value, Failed) else "skipped"
+    return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
 @shared_task(name="it.sees", bind=True)

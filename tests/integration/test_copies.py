@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from behaviour import deciding
+from behaviour.deciding import Given
+from hypothesis import HealthCheck, Phase, given, settings
 
-from celery_clutch import Clutch, State, parallel, series
+from celery_clutch import Clutch, ClutchResult, State, parallel, series
+from celery_clutch.model import plan
+from celery_clutch.model.plan import Series
 
 from . import app as tasks
 from .app import (
@@ -95,3 +100,30 @@ def test_a_step_that_comes_twice_changes_the_data_once(lab: Lab, gate: Gate) -> 
     gate.open()
     assert run.state is State.SUCCEEDED
     assert run.data() == {"list": {"items": ["once", "then"]}}
+
+
+def test_plans_of_all_kinds_when_every_message_comes_twice(doubled: Lab, tag: str) -> None:
+    expected: list[tuple[ClutchResult, list[object], set[str]]] = []
+
+    @settings(
+        max_examples=12,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(deciding.plans())
+    def engage(root: Series) -> None:
+        known = Given()
+        wanted = deciding.evaluate(root, known)
+        clutch = Clutch.from_json(
+            {"clutch": plan.to_dict(root)}, id=f"{tag}-{len(expected)}", app=doubled.app
+        )
+        expected.append((clutch.engage(), wanted, set(known.values)))
+
+    engage()
+    doubled.settle()
+    for run, wanted, jobs in expected:
+        assert run.state is State.SUCCEEDED
+        assert deciding.plain(run.get(timeout=1)) == wanted
+        assert doubled.ran(run) == dict.fromkeys(jobs, 1)

@@ -105,7 +105,9 @@ def test_killed_at_every_point(faulty: Lab, tag: str, make: Any) -> None:
     assert nested_points > 5 or make is deciding
     runs: list[ClutchResult] = []
     numbers = range(1, total_points + nested_points + 1)
-    if make is deciding:  # there are many: every fourth, and others where messages are acknowledged late
+    if (
+        make is deciding
+    ):  # there are many: every fourth, and others where messages are acknowledged late
         numbers = numbers[2 * int(bool(faulty.app.conf.task_acks_late)) :: 4]
     for number in numbers:
         run, victim = f"{tag}-{number}", f"{tag}-{number}"
