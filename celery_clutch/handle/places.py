@@ -8,7 +8,7 @@ from typing import Any
 from ..compile.values import Decisions
 from ..errors import UnknownAddress
 from ..model import plan, shape
-from ..model.plan import EACH, Choose, Map, Node, Series
+from ..model.plan import EACH, Choose, Map, Node, Parallel, Series
 from ..model.shape import Shape
 
 
@@ -38,7 +38,7 @@ class _Walk:
         node: where it has come to.
         template: the address of that, with `EACH` for branches of maps.
         numbers: those of these branches.
-        before: the shape of what comes before the node.
+        before: the shape of what comes before the node in its branch; None for nothing.
     """
 
     def __init__(self, root: Series, address: str) -> None:
@@ -46,13 +46,15 @@ class _Walk:
         self.node: Node = root
         self.template = ""
         self.numbers: list[str] = []
-        self.before: Shape = ""
+        self.before: Shape | None = ""
 
     def enter(self, part: str, decisions: Decisions) -> None:
         """Go on to the child with this number."""
         if not part.isdecimal() or str(int(part)) != part:
             raise _unknown(self.address)
         index = int(part)
+        if isinstance(self.node, (Map, Parallel)):
+            self.before = None
         if isinstance(self.node, Map):
             at = self.here()
             width = int(decisions(at))
@@ -97,7 +99,7 @@ class _Walk:
         return at
 
 
-def _last(steps: Sequence[Node], address: str, before: Shape) -> Shape:
+def _last(steps: Sequence[Node], address: str, before: Shape | None) -> Shape:
     """The shape of the last of *steps*, in a series at *address*."""
     return shape.shape(Series(tuple(steps)), address, before)
 

@@ -28,11 +28,14 @@ from .plan import (
     Parallel,
     Series,
     below,
+    is_in,
     is_tolerant,
     join,
 )
 
 Shape = str | list[Any] | dict[str, Any]
+
+_KINDS = ("choose", "map", "some", "branch")
 
 Decided = Callable[[str], Any]
 """The value of a decider, or how many branches a map has, by address."""
@@ -194,7 +197,7 @@ def checked(value: Any) -> Shape:
 
 
 def _checked_kind(value: dict[str, Any]) -> Shape:
-    kinds = [kind for kind in ("choose", "map", "some", "branch") if kind in value]
+    kinds = [kind for kind in _KINDS if kind in value]
     if len(kinds) != 1 or not isinstance(value[kinds[0]], str):
         raise TypeError(f"{value!r:.80} is not a shape")
     if kinds == ["choose"]:
@@ -302,21 +305,37 @@ def _arrange_branch(
     branch = of["branch"]
     if branch in values:
         return values[branch]
-    if of["of"] == "":
-        return missing(branch, True)
-    if of.get("need") and any(each not in values for each in addresses(of["of"])):
+    if of["of"] == "" or (of.get("need") and not _is_there(of["of"], values)):
         return missing(branch, True)
     return arrange(of["of"], values, missing)
+
+
+def _is_there(of: Shape, values: Mapping[str, Any]) -> bool:
+    """Whether *values* has what *of* needs."""
+    if isinstance(of, dict) and "branch" in of:
+        return of["branch"] in values or of["of"] == "" or _is_there(of["of"], values)
+    if not is_parallel(of):
+        return of in values
+    enough = any if isinstance(of, dict) and of.get("need") else all
+    return enough(_is_there(member, values) for member in members(of))
 
 
 def _is_of(shapes: Sequence[Shape], address: str) -> bool:
     """Whether *shapes* are those of the branches of the parallel at *address*."""
     for index, member in enumerate(shapes):
-        branch = f"{address}.{index}"
-        first = next(addresses(member), "")
-        if first != branch and not first.startswith(f"{branch}."):
+        start = _start(member)  # nothing is known of where the value of an empty map is
+        if start and not is_in(start, f"{address}.{index}"):
             return False
-    return bool(shapes)
+    return any(map(_start, shapes))
+
+
+def _start(of: Shape) -> str:
+    """An address of what *of* is the shape of."""
+    if isinstance(of, list):
+        return _start(of[0]) if of else ""
+    if isinstance(of, dict):
+        return next(str(of[kind]) for kind in _KINDS if kind in of)
+    return of.partition("*")[0]
 
 
 def _only_jobs(node: Parallel) -> bool:

@@ -103,7 +103,7 @@ class _Grower:
             turn = Turn(at, address, around.limit, width) if around.limit else None
             self._cut(around, node, address, turn or width, place)
             self.pages[f"{canvas.PLAN} {address}"] = pages.compress(plan.dumps(node, self.encode))
-            branches.append((name, shape.shape(node, address, self.previous)))
+            branches.append((name, shape.shape(node, address)))
             self._count(more, barriers, node)
         self.jobs.warn()
         return Growth(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from integration.app import double, every_named, seen, value
+from integration.app import double, every_named, fail, seen, spread, value
 from integration.lab import Runs
 
 from celery_clutch import Clutch, Skipped, State, parallel, series
@@ -17,7 +17,7 @@ def test_a_step_of_a_series(lab: Runs) -> None:
     run = clutch.engage()
     assert run.get(timeout=30) == [["before"]]
     lab.settle()
-    assert run.results("1") == Skipped("1")
+    assert run.results("1") == "before"
     with pytest.raises(MissingResult, match="it was skipped"):
         run.results("1.1")
 
@@ -66,5 +66,26 @@ def test_a_step_with_a_name(lab: Runs) -> None:
     clutch = Clutch(value.s("before"))
     clutch.add(value, "no").when(NO).named("gift")
     run = clutch.add(every_named).engage()
-    assert run.get(timeout=30) == [{"gift": {"address": "1"}}]
-    assert run.results("gift") == Skipped("1")
+    assert run.get(timeout=30) == [{"gift": "before"}]
+    assert run.results("gift") == "before"
+
+
+def test_a_parallel_that_needs_some_of_its_branches_in_another(lab: Runs) -> None:
+    branches = [series(value.s(1), value.s(2)), series(value.s(3), value.s(4))]
+    inner = parallel(branches, need=1, max_concurrency=1)
+    run = Clutch(parallel(inner, value.s(9), need=2), seen.s()).engage()
+    assert run.get(timeout=30) == [[[2, {"address": "0.0.1"}], 9]]
+
+
+def test_a_parallel_that_goes_on_without_a_branch_in_one_that_needs_some(lab: Runs) -> None:
+    inner = parallel(series(value.s(1), value.s(2)), fail.s("x"), allow_failures=True)
+    run = Clutch(parallel(inner, value.s(9), need=2), seen.s()).engage()
+    dead = {"address": "0.0.1", "exception": "ValueError", "message": "x"}
+    assert run.get(timeout=30) == [[[2, dead], 9]]
+
+
+@pytest.mark.parametrize("yes", [True, False])
+def test_a_branch_beside_branches_that_are_added(lab: Runs, yes: bool) -> None:
+    adds = spread.s(1, value.s(3), value.s("x"))
+    run = Clutch(parallel(adds, Clutch(value.s(2)).when(value.s(yes))), seen.s()).engage()
+    assert run.get(timeout=30) == [[1, 2 if yes else {"address": "0.1"}, 3, "x"]]
