@@ -306,8 +306,9 @@ class ClutchTask(Task):
 
     def _stop(self, attempt: Attempt, value: Any) -> Any:
         """The job has ended the run."""
+        attempt.added.clear()
         try:
-            outcome = attempt.outcome(value)
+            outcome = attempt.outcome(value, followed=False)
         except Exception as exc:
             self._failed(attempt, exc)
             raise
