@@ -13,6 +13,7 @@ from celery_clutch import (
     Status,
     hookimpl,
     named,
+    parallel,
     series,
 )
 from celery_clutch.stores.base import ResultStore
@@ -22,6 +23,7 @@ class Job(ClutchTask):
     def run(self) -> None:
         self.previous_results = []  # type: ignore[misc]
         self.results["photo"] = 1  # type: ignore[index]
+        self.branches.append(self)  # type: ignore[attr-defined]
         self.previous_results()  # type: ignore[operator]
         self.iter_previous_results(chunk="all")  # type: ignore[arg-type]
 
@@ -42,6 +44,18 @@ def compose(step: Any) -> None:
     Clutch().parallel(max_concurrency="two")  # type: ignore[arg-type]
     series(step, queue="nightly")  # type: ignore[call-arg]
     named(step)  # type: ignore[call-arg]
+    Clutch(step).when()  # type: ignore[call-arg]
+    Clutch(step).when(True)  # type: ignore[arg-type, unused-ignore]
+    Clutch().choose(step)  # type: ignore[call-arg]
+    Clutch().choose(step, [step])  # type: ignore[arg-type]
+    Clutch().choose(step, {"eu": 5})  # type: ignore[dict-item, unused-ignore]
+    Clutch().choose(step, {"eu": step}, default="us")  # type: ignore[arg-type, unused-ignore]
+    Clutch(step).map()  # type: ignore[call-arg]
+    Clutch(step).map([step])  # type: ignore[arg-type, unused-ignore]
+    Clutch(step).map(step, kwargs=[1])  # type: ignore[arg-type]
+    Clutch(step).map(step, need="two")  # type: ignore[arg-type]
+    parallel(step, allow_failures="all")  # type: ignore[arg-type]
+    parallel(step, need=0.5)  # type: ignore[arg-type]
     series(step, name=5)  # type: ignore[arg-type]
     Clutch().add(step).named(5)  # type: ignore[arg-type]
     step_count: str = len(Clutch())  # type: ignore[assignment]
@@ -56,6 +70,7 @@ def look(run: ClutchResult, status: Status, failure: Failure) -> None:
     run.state()  # type: ignore[operator]
     run.state = State.FAILED  # type: ignore[misc]
     run.results(0)  # type: ignore[arg-type]
+    run.resume(True)  # type: ignore[call-arg]
     status.name = "other"  # type: ignore[misc]
     failure.final = True  # type: ignore[misc]
     first: str = run.get()  # type: ignore[assignment]

@@ -14,12 +14,15 @@ from celery_clutch import (
     ClutchError,
     ClutchResult,
     ClutchTask,
+    Failed,
     Failure,
     Progress,
     ResultStore,
     Sequence,
+    Skipped,
     State,
     Status,
+    Stop,
     hookimpl,
     named,
     parallel,
@@ -63,6 +66,43 @@ def count(self: ClutchTask) -> None:
     assert_type(self.data["seen"], Any)
     del self.data["old"]
     Clutch(fetch.s("x"), parent=self, data=self.data).engage()
+
+
+@app.task(bind=True)  # type: ignore[untyped-decorator, unused-ignore]
+def grow(self: ClutchTask, urls: list[str]) -> list[str]:
+    if not urls:
+        raise Stop({"nothing": True})
+    self.branches.add(fetch.s(urls[0]), (fetch, "y"), fetch, Clutch(fetch.s("z"))).add(Nightly)
+    return urls[1:]
+
+
+def decide(urls: list[str]) -> Clutch:
+    clutch = Clutch(fetch.s("x"))
+    assert_type(clutch.add(publish, "x").when(count), Clutch)
+    assert_type(clutch.add(publish, "x").when(fetch.s("y")).named("maybe"), Clutch)
+    options = {"eu": series(publish.s("x"), publish.s("y")), None: Clutch()}
+    assert_type(clutch.choose(count, options, default=Nightly, name="route"), Clutch)
+    clutch.choose(count.s(), {"eu": series(publish.s("x")), 5: publish, None: Clutch()})
+    clutch.choose(count, {True: (publish, "x"), 1.5: Nightly})
+    clutch.map(publish, args=["x"], kwargs={"draft": True}, max_concurrency=20, allow_failures=3)
+    clutch.map(series(publish.s(), count), allow_failures=0.05, name="all").map(Nightly, need=1)
+    with clutch.parallel(allow_failures=True):
+        clutch << fetch.s("x")
+    with clutch.parallel(need=2, max_concurrency=1):
+        clutch << fetch.s("x") << fetch.s("y")
+    assert_type(parallel([fetch.s(url) for url in urls], allow_failures=0.1), Clutch)
+    return parallel(fetch.s("x"), fetch.s("y"), need=1, name="first")
+
+
+def present(run: ClutchResult) -> list[str]:
+    assert_type(run.resume(retry_tolerated=True), bool)
+    found: list[str] = []
+    for value in run.results("1"):
+        if isinstance(value, Failed):
+            found.append(f"{value.address} {value.exception} {value.message}")
+        elif isinstance(value, Skipped):
+            found.append(assert_type(value.address, str))
+    return found
 
 
 class Nightly(Sequence):
