@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from ..errors import MissingResult
 from .plan import (
     EACH,
     Branches,
@@ -113,35 +114,65 @@ def resolve(of: Shape, decided: Decided, added: Added | None = None) -> Shape:
     """*of* as it is in a run, without what was to be decided.
 
     *added* are the branches that were added while it ran.
+
+    Raises:
+        MissingResult: what *decided* raises, unless it is of a branch that may be missing.
     """
-    added = added or {}
-    if isinstance(of, str):
-        address, star, _ = of.partition("*")
-        if star and address in added:
-            return [*members(of), *(each for _, each in added[address])]
-        return of
-    if isinstance(of, list):
-        found = [resolve(member, decided, added) for member in of]
-        more = [branches for address, branches in added.items() if _is_of(of, address)]
-        return [*found, *(each for branches in more for _, each in branches)]
-    if "choose" in of:
-        key = choice(of, decided(of["choose"]))
-        return resolve(of["else"] if key is None else of["keys"][key], decided, added)
-    if "map" in of:
-        return _resolve_map(of, decided, added)
-    if "some" in of:
-        return {**of, "of": resolve(of["of"], decided, added)}
-    return {**of, "of": resolve(of["of"], decided, added)}
+    return _Resolver(decided, added or {}).resolve(of)
 
 
-def _resolve_map(of: Mapping[str, Any], decided: Decided, added: Added) -> Shape:
-    address, width = of["map"], int(decided(of["map"]))
-    branch, start = of["of"], f"{of['map']}.{EACH}"
-    uniform = isinstance(branch, str) and "*" not in branch and branch.count(EACH) == 1
-    if uniform and address not in added and width:
-        return f"{address}*{width}{branch[len(start) :]}"
-    found = [resolve(substitute(branch, index), decided, added) for index in range(width)]
-    return [*found, *(each for _, each in added.get(address, ()))]
+class _Resolver:
+    def __init__(self, decided: Decided, added: Added) -> None:
+        self._decided = decided
+        self._added = added
+        self._asked = ""  # the address whose value was asked for last
+
+    def resolve(self, of: Shape, *, spare: bool = False) -> Shape:
+        """*of*; with *spare* its branches may be missing."""
+        if isinstance(of, str):
+            address, star, _ = of.partition("*")
+            if star and address in self._added:
+                return [*members(of), *self._grown(address, spare)]
+            return of
+        if isinstance(of, list):
+            found = [self._member(member, spare) for member in of]
+            for address in self._added:
+                if _is_of(of, address):
+                    found.extend(self._grown(address, spare))
+            return found
+        if "choose" in of:
+            key = choice(of, self._ask(of["choose"]))
+            return self.resolve(of["else"] if key is None else of["keys"][key])
+        if "map" in of:
+            return self._map(of, spare)
+        return {**of, "of": self.resolve(of["of"], spare="some" in of)}
+
+    def _map(self, of: Mapping[str, Any], spare: bool) -> Shape:
+        address, width = of["map"], int(self._ask(of["map"]))
+        branch, start = of["of"], f"{of['map']}.{EACH}"
+        uniform = isinstance(branch, str) and "*" not in branch and branch.count(EACH) == 1
+        if uniform and address not in self._added and width:
+            return f"{address}*{width}{branch[len(start) :]}"
+        found = [self._member(substitute(branch, index), spare) for index in range(width)]
+        return [*found, *self._grown(address, spare)]
+
+    def _grown(self, address: str, spare: bool) -> list[Shape]:
+        """The branches that were added to a parallel."""
+        return [self._member(of, spare) for _, of in self._added.get(address, ())]
+
+    def _member(self, of: Shape, spare: bool) -> Shape:
+        """A branch. One that died before something in it was decided has no value but that of its
+        own; the address of what was to decide stands for its shape."""
+        try:
+            return self.resolve(of)
+        except MissingResult:
+            if not spare:
+                raise
+            return self._asked
+
+    def _ask(self, address: str) -> Any:
+        self._asked = address
+        return self._decided(address)
 
 
 def choice(of: Mapping[str, Any], value: Any) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from integration.app import double, every_named, fail, seen, spread, value
+from integration.app import double, every_named, fail, seen, spread, spread_choices, value
 from integration.lab import Runs
 
 from celery_clutch import Clutch, Skipped, State, parallel, series
@@ -89,3 +91,39 @@ def test_a_branch_beside_branches_that_are_added(lab: Runs, yes: bool) -> None:
     adds = spread.s(1, value.s(3), value.s("x"))
     run = Clutch(parallel(adds, Clutch(value.s(2)).when(value.s(yes))), seen.s()).engage()
     assert run.get(timeout=30) == [[1, 2 if yes else {"address": "0.1"}, 3, "x"]]
+
+
+def test_a_branch_that_dies_before_it_is_decided(lab: Runs) -> None:
+    no_choice = Clutch().choose(value.s("d"), {"a": value.s(1)})
+    no_list = Clutch(value.s("d")).map(double)
+    no_decider = Clutch(value.s(1)).when(fail.s("x"))
+    steps = parallel(no_choice, no_list, no_decider, value.s(4), allow_failures=0.8)
+    for run in (Clutch(steps).engage(), Clutch(steps, seen.s()).engage()):
+        assert lab.finish(run) is State.SUCCEEDED
+        *dead, alive = run.results("0")
+        assert alive == 4
+        assert [(each.address, each.exception.rpartition(".")[2]) for each in dead] == [
+            ("0.0.0", "NoSuchChoice"),
+            ("0.1.0", "NotAList"),
+            ("0.2.0", "ValueError"),
+        ]
+        last = run.get(timeout=30)
+        assert last in ([*dead, 4], [[*(each.to_dict() for each in dead), 4]])
+
+
+def test_branches_of_a_map_that_die_before_they_are_decided(lab: Runs) -> None:
+    branch = Clutch().choose(value.s(), {"a": double.s()})
+    run = Clutch(value.s(["a", "b", "a"])).map(branch, allow_failures=1).add(seen).engage()
+    ((one, dead, three),) = run.get(timeout=30)
+    assert (one, three) == ("aa", "aa")
+    assert dead["exception"].endswith("NoSuchChoice")
+
+
+@pytest.mark.parametrize("bounds", [{}, {"max_concurrency": 1}, {"allow_failures": True}])
+def test_branches_that_are_added_and_chosen(lab: Runs, bounds: dict[str, Any]) -> None:
+    branches = [spread_choices.s("a", "x"), value.s(2)]
+    run = Clutch(value.s(0), parallel(branches, **bounds), seen.s()).engage()
+    ((one, two, first, second),) = run.get(timeout=30)
+    assert (one, two, first) == ("spread", 2, "chosen a")
+    assert second == {"address": run.results("1")[3].address}
+    assert run.results("1")[3] == Skipped(second["address"])

@@ -274,6 +274,16 @@ def spread(self: Any, x: Any, *steps: Any, fails: int = 0) -> Any:
     return x
 
 
+@shared_task(name="it.spread_choices", bind=True)
+def spread_choices(self: Any, *decided: str) -> str:
+    """Add a branch for each of *decided*, which is a value for "a", and nothing for others."""
+    ran(self)
+    for key in decided:
+        options = {"a": value.s("chosen a")}
+        self.branches.add(Clutch().choose(value.s(key), options, default=Clutch()))
+    return "spread"
+
+
 @shared_task(name="it.countdown", bind=True)
 def countdown(self: Any, number: int) -> int:
     """Add a branch that counts on, down to 0."""
