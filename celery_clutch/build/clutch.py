@@ -32,7 +32,7 @@ from ..handle.result import ClutchResult
 from ..model import graph, names, plan, shape
 from ..model.codec import check_key, decode_plan, encode_data, encode_plan
 from ..model.data import Data
-from ..model.plan import Branches, Job, Node, Parallel, Scope, Series
+from ..model.plan import Branches, Job, Node, Scope, Series
 from ..runtime import growth
 from ..runtime.attempt import Attempt
 from ..runtime.engage import engage as start
@@ -869,43 +869,23 @@ def _describe(value: Any) -> str:
 
 def _tree(node: Node, address: str, indent: str) -> Iterator[str]:
     nodes = list(plan.below(node, address))
-    keys = [key for key, _ in node.branches()] if isinstance(node, plan.Choose) else []
+    keys = graph.option_labels(node)
     for index, (at, child) in enumerate(nodes):
         last = index == len(nodes) - 1
         label = names.label(child.name, at, _what(child))
-        if isinstance(node, plan.Choose) and index and not node.truth:
-            key = keys[index - 1]
-            label = f"{'else' if key is None else key}: {label}"
-        yield f"{indent}{'└─ ' if last else '├─ '}{label}{_bounds_of(child)}"
+        if keys and keys[index]:
+            label = f"{keys[index]}: {label}"
+        yield f"{indent}{'└─ ' if last else '├─ '}{label}{graph.bounds(child)}"
         yield from _tree(child, at, indent + ("   " if last else "│  "))
 
 
 def _what(node: Node) -> str:
     """What kind of step it is."""
-    if isinstance(node, Job):
-        values = [repr(arg) for arg in node.args]
-        values += [f"{key}={value!r}" for key, value in node.kwargs.items()]
-        return f"{node.task}({', '.join(values)})"
-    if isinstance(node, plan.Choose):
-        return "when" if node.truth else "choose"
-    if isinstance(node, plan.Map):
-        return "map"
-    return "parallel" if isinstance(node, Parallel) else "series"
-
-
-def _bounds_of(node: Node) -> str:
-    """What a parallel is bounded by, for people."""
-    if not isinstance(node, (Parallel, plan.Map)):
-        return ""
-    found = "" if node.limit is None else f", {node.limit} at a time"
-    if node.need:
-        found += f", {node.need} needed"
-    if node.allow is True:
-        found += ", all may fail"
-    elif node.allow:
-        share = f"{node.allow:.0%}" if isinstance(node.allow, float) else node.allow
-        found += f", {share} may fail"
-    return found
+    if not isinstance(node, Job):
+        return graph.kind_of(node)
+    values = [repr(arg) for arg in node.args]
+    values += [f"{key}={value!r}" for key, value in node.kwargs.items()]
+    return f"{node.task}({', '.join(values)})"
 
 
 def _composed(step: Any, app: Any) -> Node:

@@ -293,7 +293,8 @@ def prepare(
 
     found = cut.paginate(root, tally=tally, window=own.settings.window, keep=keep)
     expires = time.time() + lifetime if lifetime is not None else 0.0
-    meta = Meta(found.jobs, found.last, name, tags, found.scopes, parent, expires)
+    scopes, decides = found.scopes, found.decides
+    meta = Meta(found.jobs, found.last, name, tags, scopes, parent, expires, decides=decides)
     checks.handlers(found.scopes)
     _check_handlers(found.scopes)
     jobs.warn()

@@ -231,6 +231,7 @@ class Cutter:
         """The place inside a parallel that counts its branches itself."""
         if not is_tolerant(node):
             return place
+        self.out.decides = True
         if node.need > width != UNKNOWN:
             raise InvalidStep(f"the parallel at {at} needs {node.need} of its {width} branches")
         deaths = tolerated(node.allow, 0, width)
@@ -283,6 +284,7 @@ class Cutter:
 
     def choose(self, node: Choose, at: str, place: Place) -> list[Start]:
         """What starts a choice: the job that decides."""
+        self.out.decides = True
         options = node.branches()
         everything = sum(option.size for _, option in options)
         choices: list[Choice] = []
@@ -310,6 +312,7 @@ class Cutter:
 
     def map(self, node: Map, at: str, place: Place) -> list[Start]:
         """What starts a map."""
+        self.out.decides = True
         if not place.previous or place.takes:
             raise InvalidStep(
                 f"the map at {at} has no step before it that could return its list: a map is never "

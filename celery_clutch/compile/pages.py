@@ -183,6 +183,8 @@ class Pages:
         names: the steps that have a name.
         narrows: the narrow parallels in branches of maps, and narrow maps, by address; with the
             template of the latter, or "".
+        decides: something is decided while the run runs, by choices, maps, or what it goes on
+            without.
     """
 
     first: tuple[Start, ...] = ()
@@ -192,6 +194,7 @@ class Pages:
     scopes: dict[str, Scope] = field(default_factory=dict)
     names: dict[str, Named] = field(default_factory=dict)
     narrows: dict[str, str] = field(default_factory=dict)
+    decides: bool = False
 
 
 def behind(item: Item) -> list[str]:

@@ -14,7 +14,8 @@ from ..model import codec, names
 from ..model.plan import EACH, Scope, scope_to_json
 from ..model.shape import Shape, checked
 from ..model.status import Failure, State, Status, isoformat
-from ..stores.base import Record
+from ..stores.base import Record, ResultStore, Summary
+from ..stores.machine import SKIPPED, UNUSUAL
 from .header import Header
 from .instance import indices
 
@@ -137,7 +138,7 @@ class Meta:
     """What does not change while a run runs.
 
     Attributes:
-        jobs, last, scopes: see `pages.Pages`.
+        jobs, last, scopes, decides: see `pages.Pages`.
         name, tags, parent, context: see `Clutch` and the hook ``clutch_context``.
         expires: see `Header`.
         awaited: the signature of what waits for the end of the run in somebody else's canvas.
@@ -152,6 +153,7 @@ class Meta:
     expires: float = 0.0
     context: Mapping[str, str] = field(default_factory=dict)
     awaited: Mapping[str, Any] | None = None
+    decides: bool = False
 
     def origin(self, run: str, generation: int) -> Header:
         """The header that those of all jobs derive from."""
@@ -184,6 +186,8 @@ class Meta:
             data["awaited"] = dict(self.awaited)
         if self.parent:
             data["parent"] = asdict(self.parent)
+        if self.decides:
+            data["decides"] = True
         return codec.encode_plan(data)
 
     @classmethod
@@ -279,6 +283,21 @@ class Tally:
         return sorted(self._first, key=lambda failure: names.order(failure.address))[: self.limit]
 
 
+def counted(store: ResultStore, record: Record | Summary, meta: Meta) -> tuple[int, int]:
+    """How many jobs of a run will not run, and how many are dead that it goes on without; both
+    count as done."""
+    if not meta.decides and record.state is not State.SUCCEEDED:
+        return 0, 0
+    skipped, unusual = store.counts(record.run, [SKIPPED, UNUSUAL])
+    found = store.read(record.run) if meta.decides and unusual else None
+    return skipped, len(found.tolerated) if found else 0
+
+
+def failure_of(record: Record, address: str) -> Failure:
+    """The failure of the job at *address*, which has one."""
+    return _failure(address, record.failures[address])
+
+
 def status(
     record: Record,
     failures: Failing | None = None,
@@ -286,8 +305,11 @@ def status(
     step: str | None = None,
     limit: int | None = SHOWN,
     draining: int = 0,
+    skipped: int = 0,
+    tolerated: int = 0,
 ) -> Status:
-    """*record* as a `Status`, with at most *limit* of *failures*, or of those of the record.
+    """*record* as a `Status`, with at most *limit* of *failures*, or of those of the record;
+    *skipped* and *tolerated* are what `counted` says.
 
     With *step*, for an ``on_failure`` callback: the failures are those of the step, jobs that have
     recovered since included.
@@ -315,6 +337,8 @@ def status(
         failure_count=tally.count,
         exceptions=dict(tally.exceptions.most_common(SHOWN)),
         draining=draining,
+        skipped=skipped,
+        tolerated=tolerated,
     )
 
 
@@ -338,18 +362,6 @@ def death_below(record: Record, address: str) -> Failure | None:
 
 def _failing(record: Record) -> Failing:
     return ((at, data, at in record.finished) for at, data in record.failures.items())
-
-
-def _failed(record: Record, step: str | None = None) -> list[str]:
-    """The addresses of failures, in order; see `status` for *step*."""
-    found = []
-    for address in sorted(record.failures, key=names.order):
-        if step is None and address in record.finished:
-            continue
-        if step is not None and address != step and not address.startswith(f"{step}."):
-            continue
-        found.append(address)
-    return found
 
 
 def _failure(address: str, data: bytes) -> Failure:

@@ -85,7 +85,10 @@ class ClutchResult:
         found = self._brief()
         draining = snapshot.draining(self._store, self.id, found.state)
         failures = self._store.failures(self.id) if found.failing or found.dead else ()
-        return record.status(found, failures, draining=draining)
+        skipped, tolerated = record.counted(self._store, found, record.Meta.loads(found.meta))
+        return record.status(
+            found, failures, draining=draining, skipped=skipped, tolerated=tolerated
+        )
 
     def progress(self) -> Progress:
         """How many jobs are done, of how many, how fast, and how long the rest will take."""
@@ -391,7 +394,7 @@ class ClutchResult:
     def _repr_html_(self) -> str:
         """The run drawn, with the state of every job, for notebooks."""
         found = self.record()
-        drawn = tree.build(self.plan(), found, self._store.executions(self.id))
+        drawn = tree.of(self._store, self.plan(), found)
         title = f"{drawn.status.name or 'run'} {self.id} {found.state}"
         return graph.html(drawn.plan, title, drawn.states())
 

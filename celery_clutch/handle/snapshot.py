@@ -64,7 +64,7 @@ def remaining(app: Celery, run: str) -> dict[tuple[str, str], str]:
     found, root = store.read(run), _plan(store, run)
     if found is None or root is None:
         return {}
-    left = why.remaining(root, tree.build(root, found, store.executions(run)))
+    left = why.remaining(root, tree.of(store, root, found))
     addresses: dict[tuple[str, str], str] = {}
     for each in left:
         addresses.setdefault((each.job.task, queue_of(app, each)), each.address)
@@ -122,7 +122,7 @@ def _take(app: Celery, found: Record, owners: Any, asked: Workers | None, most: 
     if found.jobs <= most:
         root = _plan(store, run)
     if root is not None:
-        drawn = tree.build(root, found, store.executions(run))
+        drawn = tree.of(store, root, found)
         pending = why.pending(root, drawn, found.created_at)
     queues = {each.address: queue_of(app, each) for each in pending}
     if asked is not None:

@@ -20,7 +20,8 @@ from ..model.reason import Reason
 from ..model.status import Failure, State
 from ..model.workers import JOBS, Worker, Workers, place
 from ..stores.base import Due, Lease, Record
-from .tree import Node, Tree, duration
+from .tree import Node, Tree
+from .words import duration
 
 LISTED = 5
 """How many jobs, or runs, of a kind are named one by one."""

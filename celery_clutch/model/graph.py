@@ -21,7 +21,10 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from .names import label as named
-from .plan import Job, Node, Parallel, Series, children, join
+from .names import option
+from .names import printable as printable
+from .plan import EACH, Choose, Job, Map, Node, Parallel, Series, children, join
+from .unfold import Unfolded
 
 T = TypeVar("T")
 States = Mapping[str, str]
@@ -37,9 +40,16 @@ COLOURS = {
     "running": "#0969da",
     "waiting": "#8c959f",
     "cancelled": "#57606a",
+    "tolerated": "#bc4c00",
+    "skipped": "#afb8c1",
     "done": "#1a7f37",
 }
-"""The states of a job, the one that matters most first, and the colours they are drawn in."""
+"""The states of a job, the one that matters most first, and the colours they are drawn in.
+
+``tolerated``: it is dead, and the run goes on without it; ``skipped``: it will not run.
+"""
+OVER = frozenset(("done", "skipped", "tolerated"))
+"""The states of jobs that nothing waits for."""
 ROW = "100em"
 """How wide a row of branches gets in HTML."""
 TIMES = "\u00d7"
@@ -51,7 +61,7 @@ class Box:
 
     Attributes:
         at: the address of the (first) node that it stands for.
-        kind: ``job``, ``series``, ``parallel``; ``more`` for what is left out.
+        kind: see `kind_of`; ``more`` for what is left out.
         label: for people; one line of any characters that can be printed.
         states: how many of its jobs are in each state; empty where that is not known.
     """
@@ -166,8 +176,10 @@ class _Look:
 def overall(states: Mapping[str, int]) -> str:
     """The state of a whole that has so many parts in each; "" of nothing."""
     found = {state for state, count in states.items() if count}
-    if found == {"waiting", "done"}:
+    if found - OVER == {"waiting"} and found & OVER:
         return "running"
+    if found == {"skipped", "done"}:
+        return "done"
     return next((state for state in COLOURS if state in found), "")
 
 
@@ -186,21 +198,11 @@ def outline(
         yield from outline(below(item), below, indent + ("   " if last else "│  "))
 
 
-def printable(value: str) -> str:
-    """*value* in one line, without what terminals take for commands."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "replace").decode()
-        for char in value
-    )
-
-
 def _box(node: Node, at: Sequence[str], shown: str, look: _Look) -> Box:
     """The nodes at the addresses *at*, which are like *node*, in one box; they go by *shown*."""
     states, wide = look.states, look.wide
     what = node.task if isinstance(node, Job) else kind_of(node)
-    label = named(node.name if len(at) == 1 else "", shown, what)
-    if isinstance(node, Parallel) and node.limit:
-        label += f", {node.limit:,} at a time"
+    label = named(node.name if len(at) == 1 else "", shown, what) + bounds(node)
     if isinstance(node, Job):
         found = Counter() if states is None else Counter(states.get(a, "waiting") for a in at)
         runs = look.nested.get(at[0], ()) if len(at) == 1 else ()
@@ -208,16 +210,20 @@ def _box(node: Node, at: Sequence[str], shown: str, look: _Look) -> Box:
         return Box(at[0], "parallel" if boxes else "job", printable(label), found, tuple(boxes))
     inner = []
     groups = list(_groups(node, wide))
-    for alike, branch in groups[:wide]:
+    keys = option_labels(node)
+    for number, (alike, branch) in enumerate(groups[:wide]):
         star = str(alike[0]) if len(alike) == 1 else "*"
         places = [join(address, index) for address in at for index in alike]
         name = f"{shown}.{star}" if shown else star
         each = _box(branch, places, name, look)
         times = f" {TIMES} {len(alike):,}" if len(alike) > 1 else ""
-        inner.append(Box(each.at, each.kind, each.label + times, each.states, each.inner))
+        key = f"{keys[number]}: " if keys and keys[number] else ""
+        inner.append(Box(each.at, each.kind, key + each.label + times, each.states, each.inner))
     if left := [index for alike, _ in groups[wide:] for index in alike]:
         more = f"… and {len(left):,} more"
         inner.append(Box(join(at[0], left[0]), "more", more, Counter()))
+    if isinstance(node, Unfolded) and node.added:
+        inner.append(Box(join(at[0], "added"), "more", added_label(node.added), Counter()))
     total: Counter[str] = Counter()
     for each in inner:
         total.update(each.states)
@@ -229,25 +235,63 @@ def _nested_box(at: str, title: str, root: Series, look: _Look) -> Box:
     return Box(at, found.kind, printable(f"nested {title}"), found.states, found.inner)
 
 
-def _groups(node: Node, wide: int) -> Iterable[tuple[list[int], Node]]:
+def option_labels(node: Node) -> list[str]:
+    """What is said before the children of a choice, each of them; nothing of other nodes."""
+    if not isinstance(node, Choose) or node.truth:
+        return []
+    return ["", *(option(key) for key, _ in node.branches())]
+
+
+def added_label(count: int) -> str:
+    """Branches that were added to a parallel."""
+    return "1 branch added" if count == 1 else f"{count:,} branches added"
+
+
+def bounds(node: Node) -> str:
+    """What a parallel or map is bounded by, behind its label."""
+    if not isinstance(node, (Parallel, Map)):
+        return ""
+    found = f", {node.limit:,} at a time" if node.limit else ""
+    if node.need:
+        found += f", {node.need:,} needed"
+    if node.allow is True:
+        found += ", all may fail"
+    elif node.allow:
+        share = f"{node.allow:.0%}" if isinstance(node.allow, float) else f"{node.allow:,}"
+        found += f", {share} may fail"
+    return found
+
+
+def _groups(node: Node, wide: int) -> Iterable[tuple[list[int | str], Node]]:
     """The children of *node*, those alike together where it is a wide parallel."""
+    if isinstance(node, Map):
+        return [([EACH], node.branch)]
     below = children(node)
     if not isinstance(node, Parallel) or len(below) <= wide:
         return [([index], child) for index, child in enumerate(below)]
-    found: dict[object, tuple[list[int], Node]] = {}
+    found: dict[object, tuple[list[int | str], Node]] = {}
+    before: Node | None = None
+    alike: list[int | str] = []
     for index, child in enumerate(below):
-        found.setdefault(_shape(child), ([], child))[0].append(index)
+        if child is not before:  # those of a map are one object
+            alike = found.setdefault(_shape(child), ([], child))[0]
+            before = child
+        alike.append(index)
     return found.values()
 
 
 def _shape(node: Node) -> object:
     if isinstance(node, Job):
         return node.task
-    return kind_of(node), *map(_shape, children(node))
+    return kind_of(node), *option_labels(node), *map(_shape, children(node))
 
 
 def kind_of(node: Node) -> str:
-    """``job``, ``series`` or ``parallel``."""
+    """``job``, ``series``, ``parallel``, ``map``, ``choose`` or ``when``."""
+    if isinstance(node, Unfolded):
+        return "map" if node.is_map else "parallel"
+    if isinstance(node, Choose) and node.truth:
+        return "when"
     return type(node).__name__.lower()
 
 
@@ -265,7 +309,8 @@ def _caption(box: Box, alone: bool = False) -> str:
 
 
 def _name(box: Box) -> str:
-    return "n" + box.at.replace(".", "_").replace("~", "_")
+    at = box.at.replace(EACH, "each").replace("+", "p")
+    return "n" + at.replace(".", "_").replace("~", "_")
 
 
 def _mermaid(box: Box, pad: str) -> Iterator[str]:
@@ -278,9 +323,17 @@ def _mermaid(box: Box, pad: str) -> Iterator[str]:
         yield f'{pad}subgraph {_name(each)}["{label}"]'
         yield from _mermaid(each, pad + "  ")
         yield f"{pad}end"
+    for one, other in _edges(box):
+        yield f"{pad}{_name(one)} --> {_name(other)}"
+
+
+def _edges(box: Box) -> Iterable[tuple[Box, Box]]:
+    """What follows what in *box*."""
     if box.kind == "series":
-        for one, other in pairwise(box.inner):
-            yield f"{pad}{_name(one)} --> {_name(other)}"
+        return pairwise(box.inner)
+    if box.kind in ("choose", "when"):
+        return ((box.inner[0], option) for option in box.inner[1:])
+    return ()
 
 
 def _mermaid_text(label: str) -> str:
@@ -299,13 +352,12 @@ def _dot(box: Box, pad: str) -> Iterator[str]:
         yield f"{pad}  graph [{label}{colour}]"
         yield from _dot(each, pad + "  ")
         yield f"{pad}}}"
-    if box.kind == "series":
-        for one, other in pairwise(box.inner):
-            ends = [f"ltail=cluster_{_name(one)}"] * bool(one.inner)
-            ends += [f"lhead=cluster_{_name(other)}"] * bool(other.inner)
-            # An edge joins jobs, and is cut where it crosses the cluster around them.
-            attributes = f" [{', '.join(ends)}]" if ends else ""
-            yield f"{pad}{_name(_leaf(one, -1))} -> {_name(_leaf(other, 0))}{attributes}"
+    for one, other in _edges(box):
+        ends = [f"ltail=cluster_{_name(one)}"] * bool(one.inner)
+        ends += [f"lhead=cluster_{_name(other)}"] * bool(other.inner)
+        # An edge joins jobs, and is cut where it crosses the cluster around them.
+        attributes = f" [{', '.join(ends)}]" if ends else ""
+        yield f"{pad}{_name(_leaf(one, -1))} -> {_name(_leaf(other, 0))}{attributes}"
 
 
 def _dot_text(label: str) -> str:
@@ -317,12 +369,16 @@ def _leaf(box: Box, index: int) -> Box:
 
 
 def _html(box: Box) -> str:
-    series = box.kind == "series"
+    series = box.kind in ("series", "choose", "when")
     arrow = '<div style="text-align:center;line-height:1">↓</div>' if series else ""
-    inner = arrow.join(map(_html, box.inner))
-    flow = "display:flex;align-items:center;"
     # Branches of what is wide stand in several rows.
-    flow += "flex-flow:column" if series else f"flex-flow:row wrap;max-width:{ROW}"
+    row = f"display:flex;align-items:center;flex-flow:row wrap;max-width:{ROW}"
+    inside = [*map(_html, box.inner)]
+    if box.kind in ("choose", "when"):
+        options = "".join(inside[1:])
+        inside = [inside[0], f'<div style="{row}">{options}</div>']
+    inner = arrow.join(inside)
+    flow = "display:flex;align-items:center;flex-flow:column" if series else row
     if not box.at:
         return f'<div style="{flow};width:max-content">{inner}</div>'
     colour = COLOURS.get(overall(box.states), COLOURS["waiting"])

@@ -16,7 +16,11 @@ from .shape import Shape, checked, substitute
 LISTED = 10
 """How many names an error has at most."""
 
-_ADDRESS = re.compile(r"[0-9]+(\.[0-9]+(\+[0-9]+)*)*")
+_ADDRESS = re.compile(r"[0-9]+(\.[0-9]+((-[0-9]+)*\+[0-9]+)*)*")
+
+_WORD = re.compile(r"[^\W\d][\w-]*")
+_WORDS = ("else", "true", "false", "null")
+"""Words that stand for something else than themselves where options are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +187,27 @@ def label(name: str, address: str, what: str) -> str:
     return f"{name} ({place})" if name else place
 
 
+def option(key: str | None) -> str:
+    """The key of an option of a choice, for people: ``eu``, ``"1"``, ``1`` or ``else``."""
+    if key is None:
+        return "else"
+    try:
+        value = codec.decode_result(key.encode())
+    except CorruptRecord:
+        value = None
+    plain = isinstance(value, str) and _WORD.fullmatch(value) and value not in _WORDS
+    shown = value if plain else key
+    return printable(shown if len(shown) <= 60 else f"{shown[:59]}…")
+
+
+def printable(value: str) -> str:
+    """*value* in one line, without what terminals take for commands."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "replace").decode()
+        for char in value
+    )
+
+
 def is_address(value: str) -> bool:
     """Whether *value* reads as an address, which no name does."""
     return _ADDRESS.fullmatch(value) is not None
@@ -225,7 +250,7 @@ def order(address: str) -> list[tuple[int, list[int], str]]:
 def _order_of(part: str) -> tuple[int, list[int], str]:
     if part == EACH:
         return 0, [], ""
-    numbers = part.split("+")
+    numbers = re.split("[-+]", part)
     if not all(number.isdecimal() for number in numbers):
         return 2, [], part
     return int(len(numbers) > 1), [int(number) for number in numbers], ""

@@ -187,6 +187,16 @@ def key_of(value: Any, *, truth: bool = False) -> str:
     return orjson.dumps(bool(value) if truth else value).decode()
 
 
+def option_for(node: Choose, value: Any) -> int | None:
+    """The number of the option that runs by the *value* of the decider, from 0; None if none."""
+    wanted = key_of(value, truth=node.truth)
+    keys = [key for key, _ in node.branches()]
+    for key in (wanted, None):
+        if key in keys:
+            return keys.index(key)
+    return None
+
+
 def substitute(of: Any, index: int | str) -> Any:
     """*of*, any JSON, with *index* in the place of the first `EACH` of each string."""
     if isinstance(of, str):

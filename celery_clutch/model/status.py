@@ -54,7 +54,7 @@ class Failure:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Failure:
         """The failure that `to_dict` wrote; keys it does not know are left out."""
-        return cls(**{each.name: data[each.name] for each in fields(cls)})
+        return cls(**{each.name: data[each.name] for each in fields(cls) if each.name in data})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,10 @@ class Status:
         exceptions: how many there are of each exception, by its qualified name, the most frequent
             first, 20 at most.
         draining: how many jobs still run of a run that has failed or was cancelled; 0 in callbacks.
+        skipped: how many jobs will not run, because of a choice, or because the run goes on, or has
+            ended, without them; they are among those ``done``.
+        tolerated: how many jobs are dead that the run goes on without; they are among those
+            ``done``, too.
     """
 
     id: str
@@ -123,6 +127,8 @@ class Status:
     failure_count: int = 0
     exceptions: Mapping[str, int] = field(default_factory=dict)
     draining: int = 0
+    skipped: int = 0
+    tolerated: int = 0
 
     @property
     def progress(self) -> Progress:
@@ -146,7 +152,7 @@ class Status:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Status:
         """The status that `to_dict` wrote."""
-        values = {each.name: data[each.name] for each in fields(cls)}
+        values = {each.name: data[each.name] for each in fields(cls) if each.name in data}
         values["state"] = State(values["state"])
         values["tags"] = tuple(values["tags"])
         values["failures"] = tuple(map(Failure.from_dict, values["failures"]))

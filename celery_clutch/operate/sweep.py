@@ -243,7 +243,7 @@ class _Look:
         if not 0 < meta.expires < self.now:
             return False
         handle = ClutchResult(self.run, self.app)
-        drawn = tree.build(handle.plan(), found, self.store.executions(self.run))
+        drawn = tree.of(self.store, handle.plan(), found)
         for node in drawn.walk():
             if node.kind == "job" and node.state == "waiting":
                 origin = meta.origin(self.run, found.generation)

@@ -107,8 +107,8 @@ class Attempt:
             raise
         return value
 
-    def outcome(self, value: Any, *, followed: bool = True) -> record.Held:
-        """What the job has returned, and what it has changed; unless *followed*, it ends the run.
+    def outcome(self, value: Any, *, stops: bool = False) -> record.Held:
+        """What the job has returned, and what it has changed; *stops*: the run ends with it.
 
         Raises:
             NonJSONResult, NonJSONData, ResultTooLarge: it cannot be stored.
@@ -121,7 +121,7 @@ class Attempt:
                 )
             self.growth = growth.grow(self.app, self.header, self.added)
         return record.Held(
-            b"" if self.replaced else self.encode(value, followed),
+            b"" if self.replaced else self.encode(value, stops=stops),
             changes=self._data.changes() if self._data is not None else {},
             info=record.execution_info(
                 self.number, self.started, time.perf_counter() - self._clock, leases.HOST
@@ -180,8 +180,8 @@ class Attempt:
         header = self.header
         self.store.patiently(self.store.release, header.run, header.at, leases.owner(), self.turn)
 
-    def encode(self, value: Any, followed: bool = True) -> bytes:
-        """What the job has returned, as JSON; *followed* by what the plan says.
+    def encode(self, value: Any, *, stops: bool = False) -> bytes:
+        """What the job has returned, as JSON; nothing follows if it *stops* the run.
 
         Raises:
             NonJSONResult, ResultTooLarge: it cannot be stored.
@@ -189,7 +189,7 @@ class Attempt:
         """
         header = self.header
         data = codec.encode_result(value, header.at, self.runtime.settings.max_result_bytes)
-        if not followed:
+        if stops:
             return data
         if header.gives and not isinstance(value, (list, tuple)):
             kind = type(value).__name__

@@ -45,8 +45,12 @@ def send(
         name = {"run": found.run, "gen": found.generation, "at": where, "page": ""}
         # The same for each time it is sent, so that a copy can be recognised.
         signature.options.setdefault("task_id", publish.task_id(name, handler))
-        failures = runtime(app).store.failures(found.run)
-        publish.apply(app, signature, (record.status(found, failures, step=step).to_dict(),))
+        store = runtime(app).store
+        skipped, tolerated = record.counted(store, found, meta)
+        status = record.status(
+            found, store.failures(found.run), step=step, skipped=skipped, tolerated=tolerated
+        )
+        publish.apply(app, signature, (status.to_dict(),))
     except Exception as exc:
         if isinstance(exc, compat.BROKER_ERRORS) and not app.conf.task_always_eager:
             raise

@@ -308,7 +308,7 @@ class ClutchTask(Task):
         """The job has ended the run."""
         attempt.added.clear()
         try:
-            outcome = attempt.outcome(value, followed=False)
+            outcome = attempt.outcome(value, stops=True)
         except Exception as exc:
             self._failed(attempt, exc)
             raise

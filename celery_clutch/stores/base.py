@@ -498,7 +498,8 @@ class Record:
 class Summary:
     """A run in a listing; the attributes are those of `Record`, and what `create` was given.
 
-    ``due`` is how many things are to be sent.
+    ``due`` is how many things are to be sent. ``skipped`` and ``tolerated`` are as for `Status`,
+    and not for a store to say.
     """
 
     run: str
@@ -513,6 +514,8 @@ class Summary:
     updated_at: float
     ended_at: float | None
     due: int = 0
+    skipped: int = 0
+    tolerated: int = 0
 
     def matches(self, state: State | None, name: str | None, tag: str | None) -> bool:
         """Whether `ResultStore.scan` with these filters lists it."""

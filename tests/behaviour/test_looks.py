@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
-from integration.app import double, every_named, fail, picky, read_named, seen, value
+from integration.app import (
+    double,
+    every_named,
+    fail,
+    fail_unless,
+    picky,
+    read_named,
+    seen,
+    stop,
+    value,
+)
 from integration.lab import Runs, handlers, new_tag
 
-from celery_clutch import Clutch, Failed, State, named, parallel, series
-from celery_clutch.errors import MissingResult, UnknownAddress
+from celery_clutch import Clutch, ClutchResult, Failed, State, named, parallel, series
+from celery_clutch.errors import ClutchFailed, MissingResult, UnknownAddress
+from celery_clutch.operate.cli.base import tree_of
 
 # --- addresses ----------------------------------------------------------------------------------
 
@@ -128,3 +141,88 @@ def test_who_listens_inside_a_map_in_a_map_is_told_of_a_death(lab: Runs) -> None
     assert lab.finish(run) is State.FAILED
     lab.settle()
     assert lab.kinds(tag) == {"on_failure": 1, "on_death": 1}
+
+
+# --- states and counts --------------------------------------------------------------------------
+
+
+def states(lab: Runs, run: ClutchResult) -> dict[str, str]:
+    return {node.address: node.state for node in tree_of(lab.app, run.id).walk()}
+
+
+def test_what_a_run_has_decided_is_shown(lab: Runs) -> None:
+    clutch = Clutch(value.s([1, 2, 3]))
+    clutch.map(series(picky.s(2), seen.s()), allow_failures=1)
+    clutch.choose(value.s("eu"), {"eu": value.s(1), "us": series(value.s(2), seen.s())})
+    clutch.add(value, 1).when(value.s(False))
+    branches = [series(value.s(n), seen.s()) for n in range(4)]
+    clutch << parallel(branches, need=1, max_concurrency=1)
+    run = clutch.engage()
+    run.get(timeout=30)
+    lab.settle()
+    found = states(lab, run)
+    assert {at for at, state in found.items() if state == "skipped"} == {
+        *("1.1.1", "2.2", "2.2.0", "2.2.1", "3.1"),
+        *(f"4.{n}{step}" for n in (1, 2, 3) for step in ("", ".0", ".1")),
+    }
+    assert {at for at, state in found.items() if state == "tolerated"} == {"1", "1.1", "1.1.0"}
+    status = run.status()
+    counted = Counter(node.state for node in tree_of(lab.app, run.id).walk() if node.kind == "job")
+    assert (status.skipped, status.tolerated) == (counted["skipped"], counted["tolerated"])
+    assert (status.done, status.total) == (status.total, sum(counted.values()))
+    assert status.to_dict()["skipped"] == 10
+    assert tree_of(lab.app, run.id).status == status
+
+
+def test_a_job_that_decides_what_follows_ends_the_run(lab: Runs) -> None:
+    for steps in (Clutch(stop.s("x")).map(double), Clutch().choose(stop.s("x"), {"a": value.s(1)})):
+        run = steps.engage()
+        assert run.get(timeout=30) == ["x"]
+        assert set(states(lab, run).values()) <= {"done", "skipped"}
+
+
+def test_what_an_early_end_leaves_is_skipped(lab: Runs) -> None:
+    tag = new_tag()
+    clutch = Clutch(value.s([1, 2]), stop.s("done"), **handlers(tag))
+    run = clutch.map(double).add(seen).engage()
+    run.get(timeout=30)
+    lab.settle()
+    assert states(lab, run) == {
+        **{"0": "done", "1": "done"},
+        **dict.fromkeys(("2", "2.%", "3"), "skipped"),
+    }
+    assert run.status().skipped == 2
+    (told,) = lab.notes(tag)
+    assert told["skipped"] == 2
+
+
+def test_deaths_above_the_tolerance_fail_the_run_and_those_below_are_no_reason(lab: Runs) -> None:
+    steps = parallel(fail.s("one"), fail.s("two"), fail.s("three"), allow_failures=2)
+    run = series(steps, seen.s()).engage()
+    assert lab.finish(run) is State.FAILED
+    status = run.status()
+    assert (status.dead, status.tolerated, status.skipped) == (1, 2, 0)
+    found = states(lab, run)
+    dead = [at for at, state in found.items() if state == "dead" and at != "0"]
+    assert len(dead) == 1 and list(found.values()).count("tolerated") == 2
+    with pytest.raises(ClutchFailed, match=f"it.fail at {dead[0]}: ") as caught:
+        run.get(timeout=1)
+    assert ";" not in str(caught.value)
+    reasons = [reason for reason in run.why() if reason.kind == "ended"]
+    assert [reason.address for reason in reasons] == dead
+
+
+def test_a_death_tolerated_before_a_run_was_resumed_is_shown(lab: Runs) -> None:
+    flag = new_tag()
+    branches = [series(fail.s("x"), seen.s()), fail_unless.s(flag)]
+    steps = parallel(branches, allow_failures=1, max_concurrency=1)
+    run = series(steps, fail_unless.s(flag)).engage()
+    assert lab.finish(run) is State.FAILED
+    lab.raise_flag(flag)
+    assert run.resume()
+    assert lab.finish(run) is State.SUCCEEDED
+    assert states(lab, run) == {
+        **dict.fromkeys(("0", "0.0", "0.0.0"), "tolerated"),
+        "0.0.1": "skipped",
+        **dict.fromkeys(("0.1", "1"), "done"),
+    }

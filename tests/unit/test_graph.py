@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from celery_clutch.model import graph, plan
 from celery_clutch.model.plan import Job
+from celery_clutch.model.unfold import unfold
 
 from . import strategies
 
@@ -235,3 +237,63 @@ def test_branches_of_a_wide_parallel_stand_in_rows() -> None:
     drawn = graph.page(root, "run", wide=100)
     assert drawn.count("shop.fetch") == 60
     assert f"flex-flow:row wrap;max-width:{graph.ROW}" in drawn
+
+
+# --- choices and maps ---------------------------------------------------------------------------
+
+HOSTILE = [
+    "\x1b[2J",
+    "<script>alert(1)</script>",
+    'a"]; b',
+    "]]\nend",
+    "a\u202eb",
+    "x" * 5000,
+    "%",
+    "",
+]
+
+
+def choice(*keys: str) -> plan.Series:
+    options = tuple((json.dumps(key), Job("a")) for key in keys)
+    return plan.series([plan.Choose(Job("route"), options, Job("b"))])
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_keys_of_choices_break_no_drawing(key: str) -> None:
+    root = choice(key)
+    for draw in (graph.mermaid, graph.dot, graph.text, graph.html, graph.page):
+        drawn = draw(root, "")
+        assert "\x1b" not in drawn and "\u202e" not in drawn
+        assert "<script>alert" not in drawn or draw in (graph.dot, graph.text)
+        assert len(drawn.splitlines()) == len(draw(choice("eu"), "").splitlines())
+        assert len(drawn) < len(draw(choice("eu"), "")) + 500
+
+
+def test_a_choice_is_drawn_with_its_keys() -> None:
+    assert graph.text(choice("eu", "1", "else")) == "\n".join(
+        [
+            "Clutch",
+            "└─ 0 choose",
+            "   ├─ 0.0 route",
+            "   ├─ eu: 0.1 a",
+            '   ├─ "1": 0.2 a',
+            '   ├─ "else": 0.3 a',
+            "   └─ else: 0.4 b",
+        ]
+    )
+    drawn = graph.mermaid(choice("eu"), "")
+    assert "n0_0 --> n0_1" in drawn and "n0_0 --> n0_2" in drawn and "n0_1 -->" not in drawn
+
+
+def test_a_map_is_drawn_once_until_it_is_known() -> None:
+    root = plan.series([Job("a"), plan.Map(Job("b"), limit=2, allow=0.05, name="all")])
+    assert graph.text(root).splitlines()[2:] == [
+        "└─ all (1 map), 2 at a time, 5% may fail",
+        "   └─ 1.% b",
+    ]
+    assert 'n1_each["1.#37; b"]' in graph.mermaid(root)
+    found = unfold(root, {"1": 12}, {})
+    assert graph.text(found).splitlines()[2:] == [
+        "└─ all (1 map), 2 at a time, 5% may fail",
+        f"   └─ 1.* b {graph.TIMES} 12",
+    ]

@@ -15,6 +15,7 @@ from celery_clutch.compile import cut
 from celery_clutch.errors import BuildError, InvalidName, UnknownAddress, UnknownName
 from celery_clutch.extend.plugins import runtime
 from celery_clutch.handle import tree
+from celery_clutch.handle.lines import lines as draw_lines
 from celery_clutch.handle.result import ClutchResult
 from celery_clutch.model import graph, names, plan
 from celery_clutch.model.plan import Branches, Job, Node, Parallel
@@ -391,7 +392,7 @@ def test_a_run_shows_names(eager: Celery) -> None:
     photo, other = drawn.root.below[0].below
     assert (photo.name, photo.to_dict()["name"]) == ("photo", "photo")
     assert (other.name, other.to_dict()["name"]) == ("", None)
-    lines = tree.lines(drawn, time.time(), arguments=True)
+    lines = draw_lines(drawn, time.time(), arguments=True)
     assert lines.below[0].text.startswith("fetched (0 parallel)  ")
     assert lines.below[0].below[0].text.startswith("photo (0.0 shop.fetch('u'))  ")
     told = [reason.sentence for reason in run.why()]

@@ -44,7 +44,7 @@ def test_the_dict_has_the_documented_keys(status: Status) -> None:
     assert set(status.to_dict()) == {
         *("id", "name", "tags", "state", "generation", "total", "done", "failing", "dead"),
         *("created_at", "updated_at", "ended_at", "parent", "step", "failures"),
-        *("failure_count", "exceptions", "draining"),
+        *("failure_count", "exceptions", "draining", "skipped", "tolerated"),
     }
 
 

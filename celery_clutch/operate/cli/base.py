@@ -35,6 +35,8 @@ COLOURS = {
     "running": "blue",
     "failing": "yellow",
     "dead": "red",
+    "tolerated": "yellow",
+    "skipped": "bright_black",
     "SUCCEEDED": "green",
     "FAILED": "red",
     "CANCELLED": "yellow",
@@ -272,7 +274,7 @@ def tree_of(app: Celery, id: str, *, alone: bool = False) -> tree.Tree:
         raise RunNotFound(f"the run {id!r} has just gone")
     executions = store.executions(id)
     if alone:
-        return tree.build(root, found, executions)
+        return tree.of(store, root, found, executions)
     inside = dict(record.held_runs(found))
     for address, execution in executions.items():
         if known := record.nested(execution.info):
@@ -281,7 +283,7 @@ def tree_of(app: Celery, id: str, *, alone: bool = False) -> tree.Tree:
         address: [tree_of(app, each) for each in runs if store.peek(each)]
         for address, runs in inside.items()
     }
-    return tree.build(root, found, executions, nested)
+    return tree.of(store, root, found, executions, nested)
 
 
 def summary_of(store: ResultStore, id: str) -> Summary:
@@ -292,7 +294,9 @@ def summary_of(store: ResultStore, id: str) -> Summary:
     meta = record.Meta.loads(found.meta)
     counts = meta.jobs, found.done, found.failing, found.dead
     times = found.created_at, found.updated_at, found.ended_at
-    return Summary(id, meta.name, meta.tags, found.state, *counts, *times)
+    skipped, tolerated = record.counted(store, found, meta)
+    more = {"skipped": skipped, "tolerated": tolerated}
+    return Summary(id, meta.name, meta.tags, found.state, *counts, *times, **more)
 
 
 # --- filters ------------------------------------------------------------------------------------

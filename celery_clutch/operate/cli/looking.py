@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from celery.utils.imports import import_from_cwd
 
 from ...compile import record
 from ...errors import ClutchError
-from ...handle import snapshot, tree
+from ...handle import lines, snapshot, words
+from ...handle.lines import lines as draw_lines
 from ...model import graph, plan
 from ...model.status import Failure, isoformat
 from ...stores.base import ResultStore, Summary
@@ -64,9 +65,12 @@ def ls(obj: Any, /, filters: Filters, top: bool, limit: int, as_json: bool) -> N
     store, now = store_of(obj), time.time()
     runs: list[_Row] = []
     for run in filters.runs(store):
-        parent = _parent(store, run.run)
+        outline = store.outline(run.run)
+        meta = record.Meta.loads(outline[1]) if outline else None
+        parent = str(meta.parent.header["run"]) if meta and meta.parent else ""
         if top and parent:
             continue
+        run = _counted(store, run, meta)
         runs.append(_Row(run, parent, snapshot.draining(store, run.run, run.state)))
         if len(runs) == limit:
             break
@@ -94,9 +98,9 @@ def _list(obj: Any, runs: Sequence[_Row], short: Mapping[str, str], now: float) 
     rows = [head]
     for run, parent, draining in runs:
         age, took = now - run.created_at, (run.ended_at or now) - run.created_at
-        times = f"{tree.duration(max(age, 0))} ago", tree.duration(max(took, 0))
+        times = f"{words.duration(max(age, 0))} ago", words.duration(max(took, 0))
         state = f"{run.state}{'*' if draining else ''}"
-        names = short[run.run], run.name or "", state, tree.brief(run)
+        names = short[run.run], run.name or "", state, words.brief(run)
         rows.append([*names, *times, short.get(parent, ""), " ".join(run.tags)])
     column = head.index("PARENT")
     if not any(row[column] for row in rows[1:]):  # a column of nothing takes no room
@@ -113,11 +117,12 @@ def _list(obj: Any, runs: Sequence[_Row], short: Mapping[str, str], now: float) 
         say("* draining: jobs of it still run")
 
 
-def _parent(store: ResultStore, id: str) -> str:
-    """The run that a run is nested in, or ""."""
-    outline = store.outline(id)
-    parent = record.Meta.loads(outline[1]).parent if outline else None
-    return str(parent.header["run"]) if parent else ""
+def _counted(store: ResultStore, run: Summary, meta: record.Meta | None) -> Summary:
+    """*run*, with how many of its jobs were skipped, and how many deaths tolerated."""
+    if meta is None:
+        return run
+    skipped, tolerated = record.counted(store, run, meta)
+    return replace(run, skipped=skipped, tolerated=tolerated)
 
 
 def _summary(run: Summary) -> dict[str, Any]:
@@ -149,17 +154,17 @@ def show(
         return
     wide = _EVERYTHING if everything else graph.WIDE
     options = {"traceback": traceback, "arguments": arguments}
-    top = tree.lines(found, time.time(), wide=wide, **options)
+    top = draw_lines(found, time.time(), wide=wide, **options)
     for parts in drawn(top):
         say(*parts, plain=obj.no_color)
 
 
-def drawn(top: tree.Line) -> Iterator[list[str | tuple[str, str]]]:
+def drawn(top: lines.Line) -> Iterator[list[str | tuple[str, str]]]:
     """The lines of a tree, each as what `say` takes."""
     yield [top.text]
     for prefix, line in graph.outline(top.below, lambda line: line.below):
         if line.state:
-            yield [prefix, (tree.MARKS[line.state], line.state), f" {line.text}"]
+            yield [prefix, (lines.MARKS[line.state], line.state), f" {line.text}"]
         else:
             yield [prefix, line.text]
         inside = prefix[:-3] + ("│  " if prefix.endswith("├─ ") else "   ")
@@ -297,7 +302,7 @@ def graph_(obj: Any, target: str, form: str, everything: bool) -> None:
     else:
         found = tree_of(obj.app, resolve(store_of(obj), target))
         root, states, nested = found.plan, found.states(), found.inside()
-        title = tree.headline(found.status)
+        title = words.headline(found.status)
     draw = {"mermaid": graph.mermaid, "dot": graph.dot, "text": graph.text, "html": graph.page}
     wide = _EVERYTHING if everything else graph.WIDE
     say_text(draw[form](root, title, states, wide, nested))

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ...errors import RunNotFound
-from ...handle import tree
+from ...handle import words
 from ...handle.result import ClutchResult
 from ...model import graph
 from ...model.status import State
@@ -134,7 +134,7 @@ def _chosen(obj: Any, ids: Sequence[str], filters: Filters, verb: str) -> tuple[
 
 def _show(run: Summary) -> None:
     """Print a run in one line; its name is cut where the terminal is too narrow."""
-    width, rest = line_width(), f"{run.state}  {tree.progress(run)}"
+    width, rest = line_width(), f"{run.state}  {words.progress(run)}"
     room = None if width is None else max(width - len(run.run) - len(rest) - 4, 1)
     say(f"{run.run}  {cut(graph.printable(run.name or ''), room)}  {rest}")
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from ...handle import tree
+from ...handle import lines, words
+from ...handle.lines import lines as draw_lines
 from ...model import graph
 from ...model.status import State
 from ...stores.base import ENDED, ResultStore, Summary, listed
@@ -56,7 +57,7 @@ def watch(obj: Any, id: str | None, everything: bool, interval: float) -> None:
     """
     if (id is None) is not everything:
         raise click.UsageError("give either the id of a run, or --all")
-    store, paces = store_of(obj), defaultdict[str, tree.Pace](tree.Pace)
+    store, paces = store_of(obj), defaultdict[str, words.Pace](words.Pace)
     id = resolve(store, id) if id else None
     runs: dict[str, Summary] = {}
     near = set() if id else newest(store)
@@ -74,7 +75,7 @@ def watch(obj: Any, id: str | None, everything: bool, interval: float) -> None:
             ]
             summary = "" if id else _overall(runs.values(), paces)
             if draw:
-                top = tree.lines(tree_of(obj.app, id), time.time()) if id else None
+                top = draw_lines(tree_of(obj.app, id), time.time()) if id else None
                 draw(shown, top, summary)
             elif runs and runs != before:
                 _add([summary] * (not id) + [text for _, text in shown], width)
@@ -128,12 +129,12 @@ def _add(texts: Iterable[str], width: int | None) -> None:
         margin = " " * MARGIN
 
 
-def _headline(run: Summary, pace: tree.Pace, id: str, width: int | None) -> str:
+def _headline(run: Summary, pace: words.Pace, id: str, width: int | None) -> str:
     """A run in one line of *width* characters, by the name *id*; its own name is cut."""
-    parts = [id, run.state, tree.progress(run)]
+    parts = [id, run.state, words.progress(run)]
     if run.state is State.RUNNING and (rate := pace.rate()):
         parts.append(f"{rate:,.1f} a second")
-        parts.append(f"{tree.duration(pace.left(run.jobs) or 0)} left")
+        parts.append(f"{words.duration(pace.left(run.jobs) or 0)} left")
     text = graph.printable("  ".join(parts))
     if not run.name:
         return text
@@ -151,7 +152,7 @@ def _top(runs: Iterable[Summary]) -> list[Summary]:
     return sorted(runs, key=order)[:TOP]
 
 
-def _overall(runs: Iterable[Summary], paces: Mapping[str, tree.Pace]) -> str:
+def _overall(runs: Iterable[Summary], paces: Mapping[str, words.Pace]) -> str:
     """All runs in one line."""
     several = list(runs)
     states = Counter(str(run.state) for run in several)
@@ -174,7 +175,7 @@ def _live(obj: Any) -> Iterator[Callable[..., None] | None]:
     from rich.table import Table
     from rich.text import Text
 
-    def draw(runs: Iterable[tuple[Summary, str]], top: tree.Line | None, summary: str) -> None:
+    def draw(runs: Iterable[tuple[Summary, str]], top: lines.Line | None, summary: str) -> None:
         table = Table.grid(padding=(0, 1))
         for run, text in runs:
             bar = ProgressBar(total=max(run.jobs, 1), completed=run.done, width=30)

@@ -28,7 +28,8 @@ from kombu.exceptions import KombuError, OperationalError
 from celery_clutch import ClutchError, ClutchResult, State
 from celery_clutch.compile.record import held_runs
 from celery_clutch.extend.plugins import runtime
-from celery_clutch.handle.tree import Node, build, duration, progress
+from celery_clutch.handle.tree import Node, of
+from celery_clutch.handle.words import duration, progress
 
 from .celery_app import celery_app
 from .models import Run
@@ -46,8 +47,8 @@ SHOWN = 10
 PAGE = 100
 """Branches or steps on a page that shows all of them."""
 
-_URGENT = ("dead", "failing", "running")
-_ORDER = (*_URGENT, "done", "waiting", "cancelled")
+_URGENT = ("dead", "failing", "running", "tolerated")
+_ORDER = (*_URGENT, "done", "waiting", "cancelled", "skipped")
 _PAST = {"cancel": "cancelled", "resume": "resumed"}
 _LIKELY = 20  # names or tags that are offered as filters
 _LATEST = 1000  # runs whose tags are counted for that
@@ -323,7 +324,7 @@ class RunAdmin(admin.ModelAdmin):
         found = store.read(run.run)
         if found is None:
             raise LookupError("it has just been forgotten, or has expired")
-        tree = build(handle.plan(), found, store.executions(run.run))
+        tree = of(store, handle.plan(), found)
         waits = {at: [self._link(name) for name in runs] for at, runs in held_runs(found).items()}
         at, start = request.GET.get("at"), int(request.GET.get("from", 0))
         if at is None:
@@ -405,11 +406,13 @@ def _node_at(root: Node, address: str) -> Node:
     Raises:
         LookupError: there is none.
     """
-    node = root
-    for index in address.split(".") if address else ():
-        if not index.isdecimal() or int(index) >= len(node.below):
+    node, place = root, ""
+    for part in address.split(".") if address else ():
+        place = f"{place}.{part}" if place else part
+        found = next((each for each in node.below if each.address == place), None)
+        if found is None:
             raise LookupError(f"the plan has no address {address!r}")
-        node = node.below[int(index)]
+        node = found
     return node
 
 

@@ -179,6 +179,27 @@ def test_wide_parallels_collapse(browser: Callable[..., Client], store: Any, ali
         assert "cannot be shown" in words(text_of(client.get(page + wrong))), wrong
 
 
+def test_what_a_run_decides_while_it_runs(
+    browser: Callable[..., Client], store: Any, alias: str
+) -> None:
+    clutch = Clutch(shop.fetch.s("a")).map(shop.resize)
+    run = clutch.choose(shop.fetch.s(EVIL), {EVIL: shop.publish, "us": shop.publish}).engage()
+    client, page = browser(), page_of(run, alias)
+    assert "1.% shop.resize waiting" in words(text_of(client.get(page)))
+    complete(store, run, "0")
+    decided = {"1": b"30", "2.0": orjson.dumps("us")}
+    for address, value in decided.items():
+        store.complete(Completion(run.id, address, 0, value, token=address, info=b"{}"))
+    text = text_of(client.get(page))
+    said = words(text)
+    assert EVIL not in text
+    assert "1 map 30 waiting 30 branches" in said
+    assert "2 choose 1 done, 1 waiting, 1 skipped" in said
+    assert "2.2 us: shop.publish waiting" in said
+    for at in ("1", "1.7", "2"):
+        assert "cannot be shown" not in words(text_of(client.get(f"{page}?at={at}")))
+
+
 def test_many_steps_collapse_too(browser: Callable[..., Client], alias: str) -> None:
     run = series(shop.resize.s(n) for n in range(150)).engage()
     client, page = browser(), page_of(run, alias)
