@@ -28,6 +28,7 @@ from ..runtime import advance
 from ..runtime.attempt import too_late
 from ..runtime.handlers import describe
 from ..runtime.internal import InternalTask
+from ..runtime.outbox import is_plain
 from ..stores.base import Due, Lease, Record, ResultStore, Summary, every
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ class _Look:
         self.store.tried(self.run, overdue)
         meta = record.Meta.loads(found.meta)
         origin = meta.origin(self.run, found.generation)
-        outbox = advance.Outbox(
+        outbox = advance.outbox_of(
             self.app, origin, self._busy(), self._dead(found), self._attempts(found)
         )
 
@@ -191,9 +192,10 @@ class _Look:
         meta = record.Meta.loads(found.meta)
         waiting = self._waiting(found)
         origin = meta.origin(self.run, found.generation)
-        outbox = advance.Outbox(self.app, origin, waiting, self._dead(found), self._attempts(found))
+        dead, attempts = self._dead(found), self._attempts(found)
+        outbox = advance.outbox_of(self.app, origin, waiting, dead, attempts)
         outbox.rest(pages.ROOT)
-        outbox.chains = [tasks for tasks in outbox.chains if not advance.is_plain(tasks)]
+        outbox.chains = [tasks for tasks in outbox.chains if not is_plain(tasks)]
         held = [address for address in found.held if address not in self.leases]
         for address in held:
             self._recover(found, address)

@@ -25,6 +25,7 @@ from ..model.status import State, isoformat
 from ..stores.base import Begun, Claim, Completed, Growth, Missing, ResultStore, Verdict
 from . import advance, growth, journal, leases
 from .handlers import describe
+from .outbox import begins_at
 
 FRESH = 5.0
 """Seconds for which what is due is left to the execution that has made it due."""
@@ -225,7 +226,7 @@ class Attempt:
         """Record *outcome*, and send what follows."""
         header = self.header
         chain: Sequence[Any] = getattr(self.request, "chain", None) or ()
-        begins = advance.begins_at(chain[-1].get("options") or {}) if chain else None
+        begins = begins_at(chain[-1].get("options") or {}) if chain else None
         done = advance.completion(
             header, outcome.value, outcome.changes, outcome.info, self.token, begins
         )

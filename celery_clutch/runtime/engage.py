@@ -17,6 +17,7 @@ from ..extend.plugins import runtime
 from ..model.status import State
 from ..stores.machine import ROOT
 from . import advance, eager, journal
+from .outbox import Outbox, begins_at
 
 
 def engage(prepared: Prepared, options: Mapping[str, Any], *, named: bool = False) -> None:
@@ -35,7 +36,7 @@ def engage(prepared: Prepared, options: Mapping[str, Any], *, named: bool = Fals
     """
     app = prepared.app
     own = runtime(app)
-    since = advance.begins_at(options)
+    since = begins_at(options)
     try:
         prepared.create(time.time() if since is None else since)
     except AlreadyEngaged:
@@ -50,12 +51,12 @@ def engage(prepared: Prepared, options: Mapping[str, Any], *, named: bool = Fals
     journal.engaged(prepared.run, prepared.meta)
     observers.emit(own, signals.clutch_engaged, prepared.engaged)
     if prepared.meta.jobs and app.conf.task_always_eager:
-        outbox = advance.Outbox(app, prepared.origin)
+        outbox = advance.outbox_of(app, prepared.origin)
         outbox.page(pages.ROOT, prepared.encoded[pages.ROOT])
         _run_now(outbox)
 
 
-def _run_now(outbox: advance.Outbox) -> None:
+def _run_now(outbox: Outbox) -> None:
     """Run all of it here (``task_always_eager``)."""
     outbox.confirm()
     eager.run(outbox.app, outbox.chains, now=True)
@@ -64,7 +65,7 @@ def _run_now(outbox: advance.Outbox) -> None:
 def _send(prepared: Prepared, options: Mapping[str, Any], *, named: bool) -> None:
     """Send the first page where that is small, else what expands it in a worker."""
     app, store = prepared.app, runtime(prepared.app).store
-    outbox = advance.Outbox(app, prepared.origin)
+    outbox = advance.outbox_of(app, prepared.origin)
     if pages.is_direct(prepared.first):
         outbox.page(pages.ROOT, prepared.encoded[pages.ROOT])
     else:
@@ -104,7 +105,7 @@ def resume(app: Celery, run: str, *, retry_tolerated: bool = False) -> bool:
     if found.state is State.SUCCEEDED:
         return True
     origin = meta.origin(run, found.generation)
-    outbox = advance.Outbox(app, origin)
+    outbox = advance.outbox_of(app, origin)
     if app.conf.task_always_eager:
         outbox.rest(pages.ROOT)
         _run_now(outbox)

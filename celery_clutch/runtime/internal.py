@@ -77,7 +77,7 @@ def advance_page(self: InternalTask, page: str, rest: bool = False) -> None:
         why = why_dropped(header, peeked)
         journal.dropped(header, why)
         raise Ignore(why)
-    outbox = advance.Outbox(self.app, header.origin)
+    outbox = advance.outbox_of(self.app, header.origin)
     try:
         if rest:
             outbox.rest(page)
@@ -179,7 +179,7 @@ def _give_back(app: Any, header: Header, number: int) -> None:
     """The process that ran a job is gone: another gets it, once its lease has run out."""
     own = runtime(app)
     own.store.patiently(own.store.remind, header.run, {header.due: time.time()})
-    outbox = advance.Outbox(app, header.origin)
+    outbox = advance.outbox_of(app, header.origin)
     outbox.job(header.page, header.at, number - 1)
     outbox.send()
 

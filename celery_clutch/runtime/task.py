@@ -34,6 +34,7 @@ from ..stores.base import Verdict
 from . import advance, journal
 from .attempt import FRESH, Attempt, lost, put_off, too_late
 from .growth import Branches, refuse
+from .outbox import begins_at
 
 logger = logging.getLogger(__name__)
 
@@ -378,7 +379,7 @@ class ClutchTask(Task):
     ) -> None:
         """Record an attempt that is followed by another, *when* Celery is told to send it."""
         countdown = isinstance(when, (int, float))
-        due = advance.begins_at({"countdown" if countdown else "eta": when}) or time.time()
+        due = begins_at({"countdown" if countdown else "eta": when}) or time.time()
         # An exception that was never raised has no traceback.
         traceback = cause.__traceback__ or traceback
         try:

@@ -202,7 +202,7 @@ def test_what_is_no_task_does_not_decide(decider: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [(1, 2), frozenset("x"), b"x", NAN, float("inf"), 2**70, "\ud800", object()], ids=repr
+    "key", [(1, 2), frozenset("x"), b"x", NAN, float("inf"), 2**70, "\ud800"], ids=repr
 )
 def test_keys_that_no_value_has(key: Any) -> None:
     with pytest.raises(InvalidStep, match="the key of an option"):
