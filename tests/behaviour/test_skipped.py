@@ -127,3 +127,12 @@ def test_branches_that_are_added_and_chosen(lab: Runs, bounds: dict[str, Any]) -
     assert (one, two, first) == ("spread", 2, "chosen a")
     assert second == {"address": run.results("1")[3].address}
     assert run.results("1")[3] == Skipped(second["address"])
+
+
+@pytest.mark.parametrize("bounds", [{"allow_failures": True}, {"need": 2}])
+def test_a_map_of_nothing_in_a_branch_is_no_skipped_branch(
+    lab: Runs, bounds: dict[str, Any]
+) -> None:
+    branches = [Clutch(value.s([])).map(double), value.s(2)]
+    run = Clutch(parallel(branches, **bounds), seen.s()).engage()
+    assert run.get(timeout=30) == [[[], 2]]
