@@ -420,14 +420,18 @@ class Cutter:
 
 
 def _listed(of: Shape, at: str, tolerances: Iterable[Tolerance]) -> Shape:
-    """The shape *of* the node at *at*, seen from outside of the maps that it is in: lists of those
-    of all branches."""
-    needs = {each.step: bool(each.need) for each in tolerances}
-    while EACH in at:
-        at = at.rpartition(f".{EACH}")[0]
-        of = {"map": at, "of": of}
-        if f"{at}#" in needs:
-            of = {"some": at, "of": of, "need": needs[f"{at}#"]}
+    """The shape *of* the node at *at*, seen from outside of the maps and tolerant parallels that it
+    is in: lists of those of all branches, and what may stand in the place of a branch."""
+    needs = {each.member: bool(each.need) for each in tolerances}
+    while at:
+        around, _, part = at.rpartition(".")
+        if part == EACH:
+            of = {"map": around, "of": of}
+            if at in needs:
+                of = {"some": around, "of": of, "need": needs[at]}
+        elif at in needs:
+            of = {"branch": at, "of": of, "need": needs[at]}
+        at = around
     return of
 
 

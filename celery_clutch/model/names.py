@@ -73,11 +73,17 @@ class Named:
         ]
         of = self.shape
         for _ in numbers:
-            assert isinstance(of, dict)
-            of = of["of"] if "map" in of else of["of"]["of"]
+            of = _inside_map(of)
         for number in numbers:
             of = substitute(of, number)
         return of
+
+
+def _inside_map(of: Shape) -> Shape:
+    """The shape of a branch of the outermost map in *of*."""
+    assert isinstance(of, dict)
+    inner: Shape = of["of"]
+    return inner if "map" in of else _inside_map(inner)
 
 
 Names = Mapping[str, Named]

@@ -145,7 +145,9 @@ class _Resolver:
             return self.resolve(of["else"] if key is None else of["keys"][key])
         if "map" in of:
             return self._map(of, spare)
-        return {**of, "of": self.resolve(of["of"], spare="some" in of)}
+        if "branch" in of:
+            return {**of, "of": self._member(of["of"], True)}
+        return {**of, "of": self.resolve(of["of"], spare=True)}
 
     def _map(self, of: Mapping[str, Any], spare: bool) -> Shape:
         address, width = of["map"], int(self._ask(of["map"]))

@@ -8,7 +8,7 @@ import pytest
 from integration.app import double, every_named, fail, seen, spread, spread_choices, value
 from integration.lab import Runs
 
-from celery_clutch import Clutch, Skipped, State, parallel, series
+from celery_clutch import Clutch, Skipped, State, named, parallel, series
 from celery_clutch.errors import MissingResult
 
 NO = value.s(False)
@@ -136,3 +136,27 @@ def test_a_map_of_nothing_in_a_branch_is_no_skipped_branch(
     branches = [Clutch(value.s([])).map(double), value.s(2)]
     run = Clutch(parallel(branches, **bounds), seen.s()).engage()
     assert run.get(timeout=30) == [[[], 2]]
+
+
+def test_names_in_branches_that_died(lab: Runs) -> None:
+    branches = [
+        series(named(value.s(1), "one"), named(fail.s("x"), "two")),
+        named(value.s(3), "3rd"),
+    ]
+    run = Clutch(parallel(branches, allow_failures=True), every_named.s()).engage()
+    dead = {"address": "0.0.1", "exception": "ValueError", "message": "x"}
+    assert run.get(timeout=30) == [{"one": dead, "two": dead, "3rd": 3}]
+
+
+def test_names_in_branches_that_did_not_run(lab: Runs) -> None:
+    branches = [named(value.s(n), f"no. {n}") for n in range(2)]
+    run = Clutch(parallel(branches, need=1, max_concurrency=1), every_named.s()).engage()
+    assert run.get(timeout=30) == [{"no. 0": 0, "no. 1": {"address": "0.1"}}]
+
+
+def test_names_in_maps_in_branches_that_may_die(lab: Runs) -> None:
+    branch = series(named(double.s(), "twice"), every_named.s())
+    inner = Clutch(value.s([1, 2])).map(branch)
+    run = Clutch(parallel(inner, fail.s(), allow_failures=True), every_named.s()).engage()
+    assert run.get(timeout=30) == [{"twice": [2, 4]}]
+    assert run.results("0.0") == [{"twice": 2}, {"twice": 4}]
