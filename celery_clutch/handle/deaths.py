@@ -34,19 +34,23 @@ class Deaths:
             return None
         return Failure(address, task, "", failed.exception, failed.message, "", 0, True, "")
 
-    def passed(self, need: int, branches: Sequence[Node]) -> list[Node]:
-        """The *branches* of a parallel that goes on without some of them: where what follows has
-        begun, what is left of them is skipped.
+    def branches(self, need: int, branches: Sequence[Node]) -> tuple[list[Node], bool]:
+        """The *branches* of a parallel that goes on without some of them, and whether it has: then
+        what is left of them is skipped.
 
         *need* is how many have to succeed, or 0.
         """
         whole = sum(self._is_whole(each) for each in branches)
         given_up = sum(each.address in self.given_up for each in branches)
-        if need and whole < need:
-            return list(branches)
-        if not need and whole + given_up < len(branches):
-            return list(branches)
-        return [_without_waiting(each) if self._is_left(each) else each for each in branches]
+        passed = whole >= need if need else whole + given_up == len(branches)
+        found = list(branches)
+        if passed:
+            found = [_without_waiting(each) if self._is_left(each) else each for each in found]
+        return [self._marked(each) for each in found], passed
+
+    def _marked(self, branch: Node) -> Node:
+        gone = branch.address in self.given_up
+        return branch._replace(state="tolerated") if gone else branch
 
     def _is_whole(self, branch: Node) -> bool:
         """Whether the branch has succeeded."""

@@ -42,6 +42,8 @@ class Node(NamedTuple):  # made by the hundred thousand, which takes a dataclass
         nested: the runs that a job waits for.
         name: that of the step, "" if it has none.
         key: of an option of a choice, for people; else "".
+        passed: what follows a parallel or map need not wait for it any longer, though there may be
+            jobs in it that run.
     """
 
     address: str
@@ -58,6 +60,7 @@ class Node(NamedTuple):  # made by the hundred thousand, which takes a dataclass
     nested: tuple[Tree, ...] = ()
     name: str = ""
     key: str = ""
+    passed: bool = False
 
     def timing(self) -> tuple[int | None, float | None, float | None]:
         """The number of the attempt, when it started (seconds since the epoch), and how long it

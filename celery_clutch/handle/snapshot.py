@@ -64,7 +64,7 @@ def remaining(app: Celery, run: str) -> dict[tuple[str, str], str]:
     found, root = store.read(run), _plan(store, run)
     if found is None or root is None:
         return {}
-    left = why.remaining(root, tree.of(store, root, found))
+    left = why.remaining(tree.of(store, root, found))
     addresses: dict[tuple[str, str], str] = {}
     for each in left:
         addresses.setdefault((each.job.task, queue_of(app, each)), each.address)
@@ -123,7 +123,7 @@ def _take(app: Celery, found: Record, owners: Any, asked: Workers | None, most: 
         root = _plan(store, run)
     if root is not None:
         drawn = tree.of(store, root, found)
-        pending = why.pending(root, drawn, found.created_at)
+        pending = why.pending(drawn, found.created_at)
     queues = {each.address: queue_of(app, each) for each in pending}
     if asked is not None:
         wanted = sorted({queue for queue in queues.values() if queue} - asked.lengths.keys())

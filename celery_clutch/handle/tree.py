@@ -117,8 +117,9 @@ class _Builder:
             if isinstance(node, Series) or (isinstance(node, Choose) and not index):
                 ready = end
         below += self.added(address)
-        if is_tolerant(node):
-            below = self.deaths.passed(node.need, below)  # type: ignore[union-attr]
+        passed = False
+        if isinstance(node, (Parallel, Map)) and is_tolerant(node):
+            below, passed = self.deaths.branches(node.need, below)
         failure = self.failures.get(address)
         states = total(below)
         state = "dead" if failure else overall(states)
@@ -126,6 +127,7 @@ class _Builder:
             *(address, kind_of(node), "", state, states, NEVER, failure),
             below=tuple(below),
             name=node.name,
+            passed=passed,
         )
         if isinstance(node, Choose):
             return made, ends[chosen] if chosen is not None else None

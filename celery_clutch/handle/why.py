@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from ..compile import record as records
 from ..model import names, plan
-from ..model.plan import Job, Parallel, Scope
+from ..model.graph import OVER
+from ..model.plan import Job, Map, Parallel, Scope
 from ..model.reason import Reason
 from ..model.status import Failure, State
 from ..model.workers import JOBS, Worker, Workers, place
@@ -34,6 +35,9 @@ SILENT = 0.5
 
 SWEEP = "The sweep sends it again: schedule celery_clutch.sweep, or celery -A proj clutch sweep"
 
+ADVANCE = "celery_clutch.advance"
+"""The task that begins a map."""
+
 _HANDLERS = {"failure": "on_failure", "success": "on_success", "death": "on_death"}
 
 
@@ -41,7 +45,7 @@ class Pending(NamedTuple):
     """A job whose turn it is, and that has not begun.
 
     Attributes:
-        address, job: in the plan.
+        address, job: in the plan; of a map whose turn it is, its own address, and `ADVANCE`.
         queue: that of the clutch or branch it is in, which goes before its own.
         since: when its turn came, as far as is known.
     """
@@ -101,20 +105,20 @@ def short(found: Sequence[Reason]) -> str:
     return "; ".join(reason.sentence for reason in found[:2]) + more
 
 
-def pending(root: plan.Series, tree: Tree, created_at: float) -> list[Pending]:
+def pending(tree: Tree, created_at: float) -> list[Pending]:
     """The jobs whose turn it is and that nobody has begun, at most `FRONTIER`."""
     found: list[Pending] = []
-    for each in _pending(root, tree.root, Scope(), created_at):
+    for each in _pending(tree.plan, tree.root, Scope(), created_at):
         found.append(each)
         if len(found) == FRONTIER:
             break
     return found
 
 
-def remaining(root: plan.Series, tree: Tree) -> list[Pending]:
+def remaining(tree: Tree) -> list[Pending]:
     """The jobs that have no result and that nobody has begun: the first of each task and queue."""
     found: dict[tuple[str, str | None, str], Pending] = {}
-    for each in _remaining(root, tree.root, Scope()):
+    for each in _remaining(tree.plan, tree.root, Scope()):
         found.setdefault((each.job.task, each.queue, str(each.job.options.get("queue"))), each)
     return list(found.values())
 
@@ -133,10 +137,12 @@ class _Why:
         }
         self.tasks: dict[str, str] = {}
         self.names: dict[str, str] = {}
+        self.kinds: dict[str, str] = {}
         if snapshot.tree is not None:
             nodes = list(snapshot.tree.walk())
             self.tasks = {node.address: node.task for node in nodes if node.task}
             self.names = {node.address: node.name for node in nodes if node.name}
+            self.kinds = {node.address: node.kind for node in nodes if node.kind != "job"}
 
     def reasons(self) -> list[Reason]:
         found = [*self._ended()]
@@ -289,6 +295,7 @@ class _Why:
                     f"; nothing was heard of that process for {silent}, and its lease runs out in "
                     f"{duration(left)}"
                 )
+            sentence += self._decides(address)
             yield self._reason("running", sentence, address, lease.started_at)
         if len(found) > LISTED:
             sentence = f"{len(found) - LISTED:,} more jobs run"
@@ -338,6 +345,7 @@ class _Why:
             where = self._where(jobs, queue, holder, since)
             has = _verb(jobs, "has", "have")
             sentence = f"{self._jobs(jobs)} {has} not begun, {self._since(since)}{where}"
+            sentence += self._decides(jobs[0].address) if len(jobs) == 1 else ""
             if jobs[0].job.plain:
                 sentence += "; or it runs, which nobody knows, because it is not a ClutchTask"
             yield self._reason("waiting", sentence, jobs[0].address, since)
@@ -424,6 +432,8 @@ class _Why:
                 return f"attempt {failure.attempt + 1} of {job} is due ({_told(failure)})"
             return f"the message of {job} is due"
         if kind == "page":
+            if branches := _branches(rest):
+                return f"the messages of {branches} are due"
             if not due.cause:
                 return "the first messages are due"
             return f"the messages of what follows {self._job(due.cause)} are due"
@@ -493,11 +503,26 @@ class _Why:
         if address.startswith("page "):
             return "what follows"
         name, task = self.names.get(address, ""), task or self.tasks.get(address, "")
-        return f"job {names.label(name, address, task)}"
+        kind = self.kinds.get(address)
+        return (
+            f"the {kind} {names.label(name, address, '')}"
+            if kind
+            else f"job {names.label(name, address, task)}"
+        )
+
+    def _decides(self, address: str) -> str:
+        """What a job decides, as the end of a sentence."""
+        around, _, index = address.rpartition(".")
+        if index == "0" and self.kinds.get(around) in ("choose", "when"):
+            where = names.label(self.names.get(around, ""), around, "")
+            return f"; it decides what follows at {where}"
+        return ""
 
     def _jobs(self, jobs: Sequence[Pending], *, named: bool = True) -> str:
         if len(jobs) == 1:
             only = jobs[0]
+            if only.job.task == ADVANCE:
+                return f"the map {names.label(only.job.name, only.address, '')}"
             return f"job {names.label(only.job.name, only.address, only.job.task * named)}"
         addresses = [each.address for each in jobs]
         tasks = sorted({each.job.task for each in jobs}) if named else []
@@ -506,6 +531,8 @@ class _Why:
             some = f"(1,000 or more) {some}, ..."
         elif len(addresses) > 3:
             some = f"({len(addresses):,}) {some}, ..."
+        if tasks == [ADVANCE]:
+            return f"the maps {some}"
         name = f" {', '.join(tasks[:3])}" if tasks else ""
         return f"jobs {some}{name}"
 
@@ -538,27 +565,36 @@ def _pending(node: plan.Node, drawn: Node, outer: Scope, since: float) -> Iterat
             yield Pending(drawn.address, node, outer.queue, since)
         return
     scope = node.scope.inherit(outer)
-    steps = zip(plan.children(node), drawn.below, strict=True)
+    if isinstance(node, Map):  # how many branches it has is not known
+        yield Pending(drawn.address, Job(ADVANCE, name=node.name), scope.queue, since)
+        return
+    steps = _steps(node, drawn)
     if isinstance(node, Parallel):
         for child, below in _startable(steps, node.limit):
             yield from _pending(child, below, scope, since)
         return
     for child, below in steps:
-        if not _is_done(below):
+        if not _is_over(below):
             yield from _pending(child, below, scope, since)
+        if not _is_over(below) and not below.passed:
             return
         since = max(since, _ended_at(below))
 
 
 def _remaining(node: plan.Node, drawn: Node, outer: Scope) -> Iterator[Pending]:
     if isinstance(node, Job):
-        if drawn.state != "done":
+        if drawn.state not in OVER:
             yield Pending(drawn.address, node, outer.queue, 0.0)
         return
     scope = node.scope.inherit(outer)
-    for child, below in zip(plan.children(node), drawn.below, strict=True):
-        if not _is_done(below):
+    for child, below in _steps(node, drawn):
+        if not _is_over(below):
             yield from _remaining(child, below, scope)
+
+
+def _steps(node: plan.Node, drawn: Node) -> Iterator[tuple[plan.Node, Node]]:
+    """The children of a node, as planned and as drawn; without branches that were added."""
+    return zip(plan.children(node), drawn.below, strict=False)
 
 
 def _startable(
@@ -568,7 +604,7 @@ def _startable(
     left = limit
     for child, below in branches:
         # A branch with a dead job is over, and the next one runs.
-        if _is_done(below) or below.states.get("dead"):
+        if _is_over(below) or below.states.get("dead") or below.state == "tolerated":
             continue
         if left is not None:
             if not left:
@@ -577,8 +613,18 @@ def _startable(
         yield child, below
 
 
-def _is_done(node: Node) -> bool:
-    return all(state == "done" for state, count in node.states.items() if count)
+def _is_over(node: Node) -> bool:
+    return all(state in OVER for state, count in node.states.items() if count)
+
+
+def _branches(key: str) -> str:
+    """The branches of a map, or of a narrow parallel, that a page starts; "" for another page."""
+    head, colon, number = key.partition(":")
+    if colon:
+        _, plus, first = number.partition("+")
+        return f"the branches from {first} on of the map at {head}" if plus else f"branch {head}"
+    head, slash, branch = key.partition("/")
+    return f"branch {head}.{branch}" if slash else ""
 
 
 def _ended_at(node: Node) -> float:

@@ -23,6 +23,7 @@ from ..compile.header import job_due
 from ..extend.plugins import runtime
 from ..handle import tree
 from ..handle.result import ClutchResult
+from ..model.plan import EACH
 from ..model.status import State
 from ..runtime import advance
 from ..runtime.attempt import too_late
@@ -248,6 +249,8 @@ class _Look:
         drawn = tree.of(self.store, handle.plan(), found)
         for node in drawn.walk():
             if node.kind == "job" and node.state == "waiting":
+                if EACH in node.address:
+                    return False  # its map has not begun: what begins it is sent again
                 origin = meta.origin(self.run, found.generation)
                 header = advance.header_of(self.app, origin, node.address)
                 failure = describe(too_late(header), node.address, node.task, None)

@@ -327,6 +327,16 @@ def test_a_run_past_its_deadline_is_failed(idle: Any) -> None:
     assert idle.tasks["celery_clutch.prune"].apply().get() == 0
 
 
+def test_a_run_past_its_deadline_that_waits_at_a_map_is_not_failed_in_the_name_of_no_job(
+    idle: Any,
+) -> None:
+    run = Clutch(idle.Job.s(), expires=0.001).map(idle.Job).engage()
+    begin(idle, run, "0")
+    runtime(idle).store.complete(Completion(run.id, "0", 0, b"[1, 2]", info=b"{}"))
+    sweep(idle, grace=0)
+    assert run.failures() == [] and run.state is State.RUNNING
+
+
 @pytest.mark.parametrize("bad", [0, -1, 1.5, "2", True])
 def test_limits_that_make_no_sense(idle: Any, bad: Any) -> None:
     with pytest.raises(BuildError, match="max_concurrency"):

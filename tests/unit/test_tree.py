@@ -348,7 +348,7 @@ def test_what_is_left_of_a_branch_that_was_given_up_is_skipped_when_the_others_a
     found = build(root, {"0.1.0": done()}, **common)
     assert states(found) == {
         "0": "running",
-        "0.0": "running",
+        "0.0": "tolerated",
         "0.0.0": "tolerated",
         "0.0.1": "waiting",
         "0.1": "running",

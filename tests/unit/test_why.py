@@ -18,11 +18,15 @@ from celery_clutch.handle import snapshot, why
 from celery_clutch.handle.why import Pending, Snapshot
 from celery_clutch.model.plan import Job
 from celery_clutch.model.workers import JOBS, Worker, Workers, place
-from celery_clutch.stores.base import Attempted, Completion, Due, Lease, Record
+from celery_clutch.stores.base import Attempted, Claim, Completion, Due, Lease, Record
 
 
 def nothing() -> None:
     """What tasks do here."""
+
+
+def take(x: Any) -> None:
+    """What those do that get an element."""
 
 
 NOW = 1_700_000_000.0  # 22:13:20 UTC
@@ -436,6 +440,76 @@ def test_a_wide_run_is_looked_at_in_part(app: Celery) -> None:
     run = Clutch(parallel(job.s() for _ in range(3000)), app=app).engage()
     waiting = [each for each in run.why() if each.kind == "waiting"]
     assert "jobs (1,000 or more) 0.0, 0.1, 0.2, ... job have not begun" in waiting[0].sentence
+
+
+# --- what is decided while a run runs -----------------------------------------------------------
+
+
+def finished(app: Celery, run: ClutchResult, values: dict[str, Any], **more: Any) -> None:
+    """Do what a worker does for these jobs and maps, and lose what follows."""
+    store = runtime(app).store
+    for address, value in values.items():
+        data = orjson.dumps(value)
+        store.complete(Completion(run.id, address, 0, data, token=address, info=b"{}", **more))
+    store.published(run.id, list(run.record().due))
+
+
+def waiting(run: ClutchResult) -> list[str]:
+    return [each.sentence.partition(", since")[0] for each in run.why() if each.kind == "waiting"]
+
+
+def test_a_map_whose_turn_it_is(app: Celery) -> None:
+    job = app.task(name="job")(nothing)
+    resize = app.task(name="resize")(take)
+    run = Clutch(job.s(), app=app).map(resize, name="sizes").add(job).engage()
+    assert waiting(run) == ["job 0 job has not begun"]
+    finished(app, run, {"0": [1, 2, 3]})
+    assert waiting(run) == ["the map sizes (1) has not begun"]
+    finished(app, run, {"1": 3}, jobs=2, counts=0)
+    assert waiting(run) == ["jobs 1.0, 1.1, 1.2 resize have not begun"]
+    finished(app, run, {"1.0": 1, "1.1": 1, "1.2": 1})
+    assert waiting(run) == ["job 2 job has not begun"]
+
+
+def test_a_choice_whose_turn_it_is(app: Celery) -> None:
+    job = app.task(name="job")(nothing)
+    clutch = Clutch(app=app).choose(job.s(), {"a": job.s(), "b": series(job.s(), job.s())})
+    run = clutch.named("route").add(job).engage()
+    (reason,) = [each for each in run.why() if each.kind == "waiting"]
+    assert reason.sentence.startswith("job 0.0 job has not begun")
+    assert reason.sentence.endswith("; it decides what follows at route (0)")
+    finished(app, run, {"0.0": "b"})
+    assert waiting(run) == ["job 0.2.0 job has not begun"]
+    runtime(app).store.begin(Claim(run.id, "0.2.0", 0, owner=OWNER, limit=5))
+    assert waiting(run) == []
+    finished(app, run, {"0.2.0": 1, "0.2.1": 1})
+    assert waiting(run) == ["job 1 job has not begun"]
+
+
+def test_a_parallel_that_goes_on_with_enough(app: Celery) -> None:
+    job = app.task(name="job")(nothing)
+    steps = parallel([series(job.s(), job.s()) for _ in range(3)], need=1, max_concurrency=2)
+    run = Clutch(steps, job.s(), app=app).engage()
+    assert waiting(run) == ["jobs 0.0.0, 0.1.0 job have not begun"]
+    finished(app, run, {"0.0.0": 1, "0.1.0": 1})
+    assert waiting(run) == ["jobs 0.0.1, 0.1.1 job have not begun"]
+    finished(app, run, {"0.0.1": 1})
+    assert waiting(run) == ["jobs 0.1.1, 1 job have not begun"]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("page 1.5:3", "the messages of branch 1.5 are due"),
+        ("page 1:3+99", "the messages of the branches from 99 on of the map at 1 are due"),
+        ("page 1/57", "the messages of branch 1.57 are due"),
+        ("page 1/3-0+1", "the messages of branch 1.3-0+1 are due"),
+        ("page 1-3-0+1_7", "the messages of what follows job 0 are due"),
+    ],
+)
+def test_messages_of_branches_that_are_due(key: str, expected: str) -> None:
+    reason = only(record(due={key: Due(NOW - 40, cause="0")}))
+    assert reason.sentence.startswith(f"{expected}, since")
 
 
 # --- the handle -----------------------------------------------------------------------------------
