@@ -6,16 +6,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..compile.pages import decompress
 from ..compile.record import Meta
 from ..model import absent
 from ..model.absent import Failed
-from ..model.plan import Choose, Job, Map, Node, Series, below, children, is_tolerant, join
+from ..model.plan import (
+    Choose,
+    Job,
+    Map,
+    Node,
+    Series,
+    below,
+    children,
+    is_tolerant,
+    join,
+    loads,
+)
 from ..model.shape import Shape
 from ..stores.base import Execution, Missing, Record, ResultStore
 from ..stores.machine import UNUSUAL
 
 READ = 1000
-"""How many decisions are read at a time."""
+"""How many decisions are read at a time, and of how many branches that were added the plans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +40,14 @@ class Decided:
         given_up: the deaths that were tolerated, by the address of the branch.
         added: branches that were added, by the address of their parallel or map: the name behind
             that, and the shape of each.
+        plans: of branches that were added, by their address.
     """
 
     widths: Mapping[str, int] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
     given_up: Mapping[str, Failed] = field(default_factory=dict)
     added: Mapping[str, Sequence[tuple[str, Shape]]] = field(default_factory=dict)
+    plans: Mapping[str, Node] = field(default_factory=dict)
 
 
 NOTHING = Decided()
@@ -45,12 +59,20 @@ def read(
     """What was decided in the run *found*, which is of the plan *root*."""
     (unusual,) = store.counts(found.run, [UNUSUAL])
     added = store.added(found.run) if unusual else {}
-    if not Meta.loads(found.meta).decides:
+    branches = [f"{address}.{name}" for address, some in added.items() for name, _ in some]
+    plans = {at: node for at in branches[:READ] if (node := added_plan(store, found.run, at))}
+    if not plans and not Meta.loads(found.meta).decides:
         return Decided(added=added)
     reader = _Reader(store, found, executions)
-    reader.decisions(root)
+    reader.decisions([(root, ""), *((node, at) for at, node in plans.items())])
     given_up = reader.given_up(root) if unusual else {}
-    return Decided(reader.widths, reader.values, given_up, added)
+    return Decided(reader.widths, reader.values, given_up, added, plans)
+
+
+def added_plan(store: ResultStore, run: str, branch: str) -> Node | None:
+    """The plan of a branch that was added at the address *branch*; None if it is gone."""
+    data = store.page(run, f"plan {branch}")
+    return None if data is Missing else loads(decompress(data))
 
 
 class _Reader:
@@ -63,9 +85,9 @@ class _Reader:
         self.widths: dict[str, int] = {}
         self.values: dict[str, Any] = {}
 
-    def decisions(self, root: Series) -> None:
-        """Read them, those of maps before those of what is in their branches."""
-        inside: list[tuple[Node, str]] = [(root, "")]
+    def decisions(self, inside: list[tuple[Node, str]]) -> None:
+        """Read those in the nodes at these addresses, those of maps before those of what is in
+        their branches."""
         while inside:
             maps: list[tuple[Map, str]] = []
             deciders: list[str] = []

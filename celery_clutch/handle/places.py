@@ -10,6 +10,7 @@ from ..errors import UnknownAddress
 from ..model import plan, shape
 from ..model.plan import EACH, Choose, Map, Node, Parallel, Series
 from ..model.shape import Shape
+from .decided import added_plan
 
 
 def shape_at(root: Series, address: Any, decisions: Decisions) -> Shape:
@@ -24,10 +25,10 @@ def shape_at(root: Series, address: Any, decisions: Decisions) -> Shape:
         raise _unknown(address)
     walk = _Walk(root, address)
     for part in address.split("."):
-        added = walk.added(part, decisions) if "+" in part else None
-        if added is not None:
-            return added
-        walk.enter(part, decisions)
+        if "+" in part:
+            walk.enter_added(part, decisions)
+        else:
+            walk.enter(part, decisions)
     return walk.shape()
 
 
@@ -75,14 +76,18 @@ class _Walk:
             self.before = ""
         self.node, self.template = below[index], plan.join(self.template, index)
 
-    def added(self, part: str, decisions: Decisions) -> Shape | None:
-        """The shape of what is in a branch that was added: the whole of it, or one of its jobs."""
+    def enter_added(self, part: str, decisions: Decisions) -> None:
+        """Go on to a branch that was added under this name."""
         at = self.here()
-        for name, of in decisions.added.get(at, ()):
-            if name == part:
-                branch = plan.join(at, part)
-                return of if self.address == branch else self.address
-        return None
+        branch = plan.join(at, part)
+        node = None
+        if part in (name for name, _ in decisions.added.get(at, ())):
+            node = added_plan(decisions.store, decisions.run, branch)
+        if node is None:
+            raise _unknown(self.address)
+        for number in self.numbers:
+            self.before = shape.substitute(self.before, number)
+        self.node, self.template, self.numbers = node, branch, []
 
     def shape(self) -> Shape:
         """The shape of the node."""

@@ -52,6 +52,7 @@ def build(
         found, limit=None, draining=draining, skipped=skipped, tolerated=tolerated
     )
     now = unfold(root, known.widths, known.added)
+    assert isinstance(now, Series)
     builder = _Builder(found, status, executions, nested or {}, known)
     return Tree(status, now, builder.node("", now, found.created_at)[0])
 
@@ -184,10 +185,15 @@ class _Builder:
         return "cancelled" if self.cancelled else "waiting"
 
     def added(self, address: str) -> Iterator[Node]:
-        """The branches that were added to the parallel or map at *address*: the jobs in them that
-        are known, whose tasks are not."""
-        for name, of in self.known.added.get(address, ()):
+        """The branches that were added to the parallel or map at *address*; without their plans,
+        the jobs in them that are known, whose tasks are not."""
+        known = self.known
+        for name, of in known.added.get(address, ()):
             branch = f"{address}.{name}"
+            if branch in known.plans:
+                node = unfold(known.plans[branch], known.widths, known.added, branch)
+                yield self.node(branch, node, None)[0]
+                continue
             places = set(self.extra.get(branch, ()))
             if not is_open(of):
                 places.update(addresses(of))

@@ -22,22 +22,20 @@ class Unfolded(Parallel):
 
 
 def unfold(
-    root: Series, widths: Mapping[str, int], added: Mapping[str, Sequence[object]]
-) -> Series:
-    """*root* with what is known of it in a run.
+    node: Node, widths: Mapping[str, int], added: Mapping[str, Sequence[object]], at: str = ""
+) -> Node:
+    """*node*, which is at the address *at*, with what is known of it in a run.
 
     Branches of a map that are alike are one object, so that a wide map takes little memory.
 
     Args:
-        root: the plan.
+        node: the plan, or a branch that was added.
         widths: how many branches maps have, by address, where that is known.
         added: the branches that were added, by the address of their parallel or map.
     """
     if not widths and not added:
-        return root
-    found = _Unfolding(widths, added).node(root, "")
-    assert isinstance(found, Series)
-    return found
+        return node
+    return _Unfolding(widths, added).node(node, at)
 
 
 class _Unfolding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import celery
 import pytest
 from integration.app import (
     double,
@@ -13,13 +14,15 @@ from integration.app import (
     picky,
     read_named,
     seen,
+    spread,
     stop,
     value,
 )
 from integration.lab import Runs, handlers, new_tag
 
 from celery_clutch import Clutch, ClutchResult, Failed, State, named, parallel, series
-from celery_clutch.errors import ClutchFailed, MissingResult, UnknownAddress
+from celery_clutch.errors import ClutchFailed, MissingResult, UnknownAddress, UnknownName
+from celery_clutch.model import graph
 from celery_clutch.operate.cli.base import tree_of
 
 # --- addresses ----------------------------------------------------------------------------------
@@ -226,3 +229,24 @@ def test_a_death_tolerated_before_a_run_was_resumed_is_shown(lab: Runs) -> None:
         "0.0.1": "skipped",
         **dict.fromkeys(("0.1", "1"), "done"),
     }
+
+
+def test_branches_that_a_job_has_added_are_shown_with_what_is_in_them(lab: Runs) -> None:
+    inner = celery.group(spread.si(1, value.si(7)), value.si(2))
+    branch = spread.s("x", value.si(3), inner)
+    run = series(parallel(branch, value.s("y")), seen.s()).engage()
+    run.get(timeout=30)
+    found = states(lab, run)
+    assert {at for at in found if "+" in at} == {
+        *("0.0+0", "0.0+1", "0.0+1.0", "0.0+1.1", "0.0+1.0+0"),
+    }
+    assert set(found.values()) == {"done"}
+    assert run.results("0.0+0") == 3
+    assert run.results("0.0+1") == [1, 2, 7]
+    assert run.results("0.0+1.0+0") == 7
+    for address in ("0.0+2", "0.1+0", "0.0+1.3", "0.0+1.0+1", "0+0"):
+        with pytest.raises((UnknownAddress, UnknownName)):
+            run.results(address)
+    tasks = {node.address: node.task for node in tree_of(lab.app, run.id).walk()}
+    assert tasks["0.0+1.0+0"] == "it.value"
+    assert "2 branches added" in graph.text(tree_of(lab.app, run.id).plan)
