@@ -507,9 +507,8 @@ class TransactionalStore(ResultStore):
             if head.state not in set(sources):
                 return False
             if target is State.RUNNING:
-                if retry_tolerated:
-                    _retry_tolerated(rows)
-                _resume(rows)
+                retried = _retry_tolerated(rows) if retry_tolerated else []
+                _resume(rows, retried)
             else:
                 _forget_messages(rows)
                 # Who is to be told of the end was told when the run failed.
@@ -760,12 +759,16 @@ def _drain(head: Head) -> None:
         head.ended_at = head.updated_at
 
 
-def _resume(rows: Rows) -> None:
-    """The next generation: what is done stays done, the rest is forgotten."""
+def _resume(rows: Rows, retried: Sequence[str]) -> None:
+    """The next generation: what is done stays done, the rest is forgotten. So are tolerated deaths
+    in the branches *retried*."""
     head = rows.head
     over = [_over(key) for key, value in rows.items("mark").items() if value == OVER]
+    tolerated = _tolerated(rows, retried)
     for kind in ("failure", "mark"):
         rows.clear(kind)
+    for address, failure in tolerated.items():
+        rows.put("failure", address, failure)
     for key in over:
         rows.put("mark", key, OVER)
     _forget_messages(rows)
@@ -782,6 +785,18 @@ def _resume(rows: Rows) -> None:
         _end_early(rows, None)
     else:
         _put_due(rows, ROOT, time.time(), "")
+
+
+def _tolerated(rows: Rows, retried: Sequence[str]) -> dict[str, bytes]:
+    """The failures that the run goes on without, but for those in the branches *retried*."""
+    found: dict[str, bytes] = {}
+    if rows.get("barrier", UNUSUAL) is None:
+        return found
+    for address, failure in rows.items("failure").items():
+        again = any(f"{address}.".startswith(f"{branch}.") for branch in retried)
+        if _flags(failure)[2] == TOLERATED and not again:
+            found[address] = failure
+    return found
 
 
 def _forget_messages(rows: Rows) -> None:
@@ -912,6 +927,7 @@ def _is_superfluous(rows: Rows, claim: Claim) -> bool:
 def _tolerate(rows: Rows, failed: Attempted, settled: list[str]) -> Tolerance | None:
     """Let the run go on without a branch of the dead job, if it may; which."""
     for tolerance in failed.tolerances:
+        rows.put("barrier", UNUSUAL, b"1")
         if rows.get("result", tolerance.member) is not None:
             _done(rows, 1)
             return tolerance  # by another death
@@ -920,7 +936,6 @@ def _tolerate(rows: Rows, failed: Attempted, settled: list[str]) -> Tolerance | 
             return tolerance
         died = f"dead {tolerance.step}"
         if rows.number("barrier", died) < tolerance.limit:
-            rows.put("barrier", UNUSUAL, b"1")
             rows.add("barrier", died)
             rows.put("result", tolerance.member, failed.stand_in)
             width = tolerance.barriers[0].width if tolerance.barriers else tolerance.need
@@ -953,9 +968,11 @@ def _end_turns(rows: Rows, failed: Attempted, tolerance: Tolerance | None) -> No
             _take_turn(rows, turn, failed, over=False)
 
 
-def _retry_tolerated(rows: Rows) -> None:
-    """Forget the deaths that were tolerated in parallels which wait for more branches."""
+def _retry_tolerated(rows: Rows) -> list[str]:
+    """Forget the deaths that were tolerated in parallels which wait for more branches; the
+    addresses of these."""
     start = "tolerated "
+    retried: list[str] = []
     for key, value in rows.items("barrier").items():
         if not key.startswith(start):
             continue
@@ -970,6 +987,8 @@ def _retry_tolerated(rows: Rows) -> None:
         rows.add("barrier", f"dead {step}", -1)
         rows.add("barrier", step, -int(counts))
         rows.head.remaining += 1
+        retried.append(member)
+    return retried
 
 
 def _grow(rows: Rows, growth: Growth, cause: str) -> None:

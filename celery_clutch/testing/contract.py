@@ -1945,9 +1945,13 @@ class StoreContract:
         assert _state(store, "r") is State.FAILED
         assert store.transition("r", [State.FAILED], State.RUNNING, 0)
         assert store.values("r", ["0.0"]) == [b"gone"], "else it is a result"
+        assert _read(store, "r").tolerated == {"0.0"}
+        assert _complete(store, "r", "9").remaining == 2
         assert store.transition("r", [State.RUNNING], State.RUNNING, 1, retry_tolerated=True)
         assert store.values("r", ["0.0"]) == [Missing]
-        assert (store.counts("r", ["0#", "dead 0#"]), _read(store, "r").remaining) == ([0, 0], 4)
+        record = _read(store, "r")
+        assert (store.counts("r", ["0#", "dead 0#"]), record.remaining) == ([0, 0], 3)
+        assert record.tolerated == set()
         passed = Barrier("1#", 1, then="page 2", grows=True)
         dies = Tolerance("1#", "1.0", 1, barriers=(passed,))
         _fail(store, "r", "1.0", final=True, generation=2, tolerances=[dies])

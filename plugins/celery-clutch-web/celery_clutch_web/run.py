@@ -13,7 +13,7 @@ from celery_clutch.compile import record
 from celery_clutch.errors import CorruptRecord
 from celery_clutch.extend.plugins import runtime
 from celery_clutch.handle import snapshot, why
-from celery_clutch.handle.tree import Node, Tree, build
+from celery_clutch.handle.tree import Node, Tree, of
 from celery_clutch.model import graph
 from celery_clutch.model.reason import Reason
 from celery_clutch.model.status import Status
@@ -168,7 +168,7 @@ def drawn(app: Celery, id: str) -> tuple[Record, Tree]:
     """
     run = ClutchResult(id, app)
     found = run.record()
-    return found, build(run.plan(), found, runtime(app).store.executions(id))
+    return found, of(runtime(app).store, run.plan(), found)
 
 
 def job(app: Celery, id: str, address: str) -> Job:
