@@ -32,7 +32,7 @@ from ..model.names import Names
 from ..model.plan import Scope, Series
 from ..model.status import isoformat
 from ..stores.base import Missing, ResultStore
-from ..stores.machine import ROOT
+from ..stores.rows import ROOT
 from . import checks, cut, pages, values
 from .header import NAME, Header, job_due
 from .pages import Chain, Item, Pages, Start

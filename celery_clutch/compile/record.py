@@ -15,7 +15,7 @@ from ..model.plan import EACH, Scope, scope_to_json
 from ..model.shape import Shape, checked
 from ..model.status import Failure, State, Status, isoformat
 from ..stores.base import Record, ResultStore, Summary
-from ..stores.machine import SKIPPED, UNUSUAL
+from ..stores.rows import SKIPPED, UNUSUAL
 from .header import Header
 from .instance import indices
 

@@ -13,7 +13,7 @@ from ..model.absent import Skipped
 from ..model.shape import Added, Shape
 from ..model.status import State
 from ..stores.base import STOPPED, Missing, ResultStore
-from ..stores.machine import UNUSUAL
+from ..stores.rows import UNUSUAL
 from .header import Header
 
 

@@ -24,7 +24,7 @@ from ..model.plan import (
 )
 from ..model.shape import Shape
 from ..stores.base import Execution, Missing, Record, ResultStore
-from ..stores.machine import UNUSUAL
+from ..stores.rows import UNUSUAL
 
 READ = 1000
 """How many decisions are read at a time, and of how many branches that were added the plans."""

@@ -15,7 +15,7 @@ from ..errors import AlreadyEngaged, StoreUnavailable
 from ..extend import observers
 from ..extend.plugins import runtime
 from ..model.status import State
-from ..stores.machine import ROOT
+from ..stores.rows import ROOT
 from . import advance, eager, journal
 from .outbox import Outbox, begins_at
 

@@ -732,9 +732,9 @@ class ResultStore(ABC):
         resumption: the generation rises by one, failures, failed members and what has been reported
         are forgotten, but not deaths that are tolerated; ``"page 0"`` is due, and a run with
         nothing remaining becomes SUCCEEDED instead. With *retry_tolerated*, deaths are forgotten
-        that were tolerated in parallels which wait for more branches. Either way nothing that was due before is due any longer, but for
-        ``"failure ..."``, ``"success ..."``, ``"death ..."`` and ``"end ..."``: those are of what
-        has happened. Returns whether it moved.
+        that were tolerated in parallels which wait for more branches. Either way nothing that was
+        due before is due any longer, but for ``"failure ..."``, ``"success ..."``,
+        ``"death ..."`` and ``"end ..."``: those are of what has happened. Returns whether it moved.
 
         Raises:
             ValueError: *target* is another state.

@@ -13,7 +13,8 @@ from dataclasses import replace
 from ..model.status import State
 from .base import ENDED, NOTHING, StoreOptions
 from .buckets import Buckets
-from .machine import Head, Rows, TransactionalStore, Wanted
+from .machine import TransactionalStore
+from .rows import Head, Rows, Wanted
 
 Kinds = dict[str, dict[str, bytes]]
 

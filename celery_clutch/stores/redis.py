@@ -60,8 +60,9 @@ from .base import (
     without_secrets,
 )
 from .buckets import Buckets
-from .machine import Head, Rows, TransactionalStore, Wanted
+from .machine import TransactionalStore
 from .redis_url import connection
+from .rows import Head, Rows, Wanted
 
 try:
     import redis

@@ -33,7 +33,8 @@ from django.db.models import Count, FilteredRelation, OuterRef, Q, Subquery
 from celery_clutch import State
 from celery_clutch.errors import ConfigurationError, CorruptRecord, StoreUnavailable
 from celery_clutch.stores.base import ENDED, NOTHING, StoreOptions
-from celery_clutch.stores.machine import Head, Rows, TransactionalStore, Wanted
+from celery_clutch.stores.machine import TransactionalStore
+from celery_clutch.stores.rows import Head, Rows, Wanted
 
 from .models import Owner, Row, Run
 

@@ -21,14 +21,8 @@ from celery_clutch.errors import (
 from celery_clutch.model.status import State
 from celery_clutch.stores.base import NOTHING, StoreOptions, Summary, without_secrets
 from celery_clutch.stores.buckets import Buckets
-from celery_clutch.stores.machine import (
-    Head,
-    Rows,
-    TransactionalStore,
-    Wanted,
-    listing,
-    position,
-)
+from celery_clutch.stores.machine import TransactionalStore, listing, position
+from celery_clutch.stores.rows import Head, Rows, Wanted
 from sqlalchemy import (
     URL,
     Connection,
