@@ -273,6 +273,8 @@ BEGIN
     o_verdict := 3;
     o_owner := '';
     PERFORM set_config('lock_timeout', p_wait, true);
+    -- What a crash of the server takes back is begun again; and others wait for the run meanwhile.
+    PERFORM set_config('synchronous_commit', 'off', true);
     UPDATE clutch_runs SET
         updated_at = clutch_now(p_now),
         expires_at = clutch_now(p_now) + clutch_kept(state, p_ttl, p_result_ttl, p_failed_ttl)
