@@ -114,6 +114,18 @@ def test_what_failed_is_seen_and_resumed(lab: Lab, tag: str) -> None:
     assert run.state is State.SUCCEEDED
 
 
+def test_tolerated_branches_are_resumed_where_that_is_asked_for(lab: Lab, tag: str) -> None:
+    one, two = f"{tag} 1", f"{tag} 2"
+    steps = parallel(fail_unless.s(one, 1), fail_unless.s(two, 2), allow_failures=1)
+    run = Clutch(steps).engage()
+    assert lab.finish(run) is State.FAILED
+    lab.raise_flag(one)
+    lab.raise_flag(two)
+    assert clutch(lab, "resume", "--retry-tolerated", run.id) == f"{run.id} resumed\n"
+    assert run.get(timeout=30) == [1, 2]
+
+
+
 def test_a_terminal_of_80_columns(lab: Lab, tag: str) -> None:
     inner = Clutch(nests.s(value.s(4)), value.s(1), name=f"a long name of a run {tag}", tags=[tag])
     run = inner.engage()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -48,11 +49,13 @@ def cancel(obj: Any, /, **how: Any) -> None:
 
 @clutch.command()
 @_choosing
+@click.option("--retry-tolerated", is_flag=True, help="Also branches whose death was tolerated.")
 @click.pass_obj
-def resume(obj: Any, /, **how: Any) -> None:
+def resume(obj: Any, /, retry_tolerated: bool, **how: Any) -> None:
     """Run again what has no result, and nothing else: of the runs with these ids, or of those that
     have failed or were cancelled and fit the filters."""
-    _each(obj, ClutchResult.resume, "resume", "resumed", "has nothing to resume", **how)
+    act = partial(ClutchResult.resume, retry_tolerated=retry_tolerated)
+    _each(obj, act, "resume", "resumed", "has nothing to resume", **how)
 
 
 @clutch.command()
