@@ -11,7 +11,7 @@ from unit.reference import value_of
 from celery_clutch.model import plan, shape
 from celery_clutch.model.plan import Choose, Job, Map, Node, Series
 
-WORK = "it.work"
+WORK = "it.reckon"
 KEYS = ("a", "b", "c")
 
 SKIPPED = "skipped"

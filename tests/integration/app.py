@@ -293,8 +293,8 @@ def countdown(self: Any, number: int) -> int:
     return number
 
 
-@shared_task(name="it.work", bind=True)
-def work_of(self: Any, *args: Any) -> str:
+@shared_task(name="it.reckon", bind=True)
+def reckon(self: Any, *args: Any) -> str:
     """Return what the reference says of the arguments and previous results, or die."""
     ran(self)
     place = header(self)
