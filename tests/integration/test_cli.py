@@ -125,7 +125,6 @@ def test_tolerated_branches_are_resumed_where_that_is_asked_for(lab: Lab, tag: s
     assert run.get(timeout=30) == [1, 2]
 
 
-
 def test_a_terminal_of_80_columns(lab: Lab, tag: str) -> None:
     inner = Clutch(nests.s(value.s(4)), value.s(1), name=f"a long name of a run {tag}", tags=[tag])
     run = inner.engage()
