@@ -276,11 +276,16 @@ class Completion:
     def is_usual(self) -> bool:
         """Whether it records a result, and nothing that only some jobs have."""
         unusual = self.jobs or self.skips or self.stop is not None or self.growth
-        return not unusual and self.counts == 1 and not any(map(_is_gated, self.barriers))
+        return not unusual and self.counts == 1 and not any(map(_closes, self.barriers))
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether a barrier counts what another opens, or waits for one result and counts."""
+        return any(each.gate or (each.grows and each.width == 1) for each in self.barriers)
 
 
-def _is_gated(barrier: Barrier) -> bool:
-    return bool(barrier.gate or barrier.closes or barrier.grows or barrier.then == END)
+def _closes(barrier: Barrier) -> bool:
+    return barrier.closes or barrier.then == END
 
 
 @dataclass(frozen=True, slots=True)

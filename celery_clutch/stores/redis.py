@@ -48,6 +48,7 @@ from .base import (
     NOTHING,
     TURNS,
     Attempted,
+    Barrier,
     Begun,
     Claim,
     Completed,
@@ -209,7 +210,7 @@ class RedisStore(TransactionalStore, Buckets):
         args += [done.generation if queue else "", message]
         args += [*_if_any(_settles(done.settles)), len(done.barriers)]
         for barrier in done.barriers:
-            args += [barrier.name, barrier.width, barrier.then]
+            args += [barrier.name, _width(barrier), barrier.then]
             args += [*_if_any(_settles(barrier.settles)), *_if_any(_turn(barrier.turn))]
         for name, value in done.changes.items():
             args += [name, int(value is not None), value or b""]
@@ -881,6 +882,13 @@ def _head(run: str, fields: Mapping[bytes, bytes]) -> Head:
         updated_at=float(fields[b"updated"]),
         ended_at=float(ended) if ended else None,
     )
+
+
+def _width(barrier: Barrier) -> int | str:
+    """The width of a barrier, a plus if it grows, and behind a blank its gate."""
+    if not barrier.gate and not barrier.grows:
+        return barrier.width
+    return f"{barrier.width}{'+' if barrier.grows else ''} {barrier.gate}"
 
 
 def _changeable(head: Head) -> dict[str, Any]:

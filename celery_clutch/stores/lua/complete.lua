@@ -1,7 +1,8 @@
 -- KEYS: ..., where the message for what is next goes, if there is one.
 -- ARGV: ..., address, value, token, info, what is next or '', since when, its generation, its message,
---       SETTLES, how many barriers, (name, width, then or '', SETTLES, TURN)...,
+--       SETTLES, how many barriers, (name, WIDTH, then or '', SETTLES, TURN)...,
 --       (key of a change, 1 to set or 0 to delete, value)...
+-- WIDTH is a number, '+' if it counts although it waits for one result, and behind a blank its gate.
 -- SETTLES is 0, or 1, step, member, width. TURN is 0, or 1, parallel, branch, limit, width.
 -- Returns {remaining or -1, fresh, generation, succeeded, settled, due, pages}; nil if locked; 0 where
 -- the rules have to decide: the run is marked so, or all its jobs are done or skipped.
@@ -56,7 +57,10 @@ local function take_settles()
 end
 
 local function take_barrier()
-  local barrier = {name = take(), width = number(take()), after = take()}
+  local barrier = {name = take()}
+  local width, grows, gate = take():match('^(%d+)(%+?) ?(.*)$')
+  barrier.width, barrier.counts, barrier.gate = number(width), grows == '+', gate
+  barrier.after = take()
   barrier.settles = take_settles()
   if take() == '1' then
     barrier.turn = {take(), take(), number(take()), number(take())}
@@ -104,11 +108,16 @@ local alone = take_settles()
 if alone then
   settle(event, unpack(alone))
 end
+local gates = {[''] = true}
 for _ = 1, number(take()) do
   local barrier = take_barrier()
   local width = barrier.width
-  if width == 1 or redis.call('HINCRBY', MARKS, 'barrier:' .. barrier.name, 1) == width then
-    open(barrier)
+  if gates[barrier.gate] then
+    local counted = width > 1 or barrier.counts
+    if not counted or redis.call('HINCRBY', MARKS, 'barrier:' .. barrier.name, 1) == width then
+      gates[barrier.name] = true
+      open(barrier)
+    end
   end
 end
 while ARGV[at] do

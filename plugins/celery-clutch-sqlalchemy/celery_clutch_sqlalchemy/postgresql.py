@@ -95,7 +95,7 @@ class PostgreSQLStore(SQLAlchemyStore):
         return Begun(Verdict(verdict), held, who)
 
     def complete(self, done: Completion) -> Completed:
-        if not done.is_usual:
+        if not done.is_usual or done.is_gated:
             return super().complete(done)
         told = {"settles": done.settles, "barriers": done.barriers, "next": done.next}
         remaining, fresh, generation, succeeded, settled, due, keys, pages = self._call(
