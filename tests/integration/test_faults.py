@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from behaviour import deciding
+from behaviour.deciding import Given
+from hypothesis import HealthCheck, Phase, given, settings
 
 from celery_clutch import Clutch, ClutchResult, State, parallel, series
 from celery_clutch.build.clutch import _NESTED
 from celery_clutch.errors import RunNotFound
+from celery_clutch.model import plan
+from celery_clutch.model.plan import Series
 from celery_clutch.sweep import sweep
 
 from . import app as tasks
@@ -55,7 +60,7 @@ def deadly(run: str, tag: str) -> Clutch:
     return Clutch(value.s(0), parallel(nested, value.s(1)), total.s(), id=run, **told)
 
 
-def deciding(run: str, tag: str) -> Clutch:
+def decides(run: str, tag: str) -> Clutch:
     """Everything that is decided while the run runs, and an early end."""
     clutch = Clutch(value.s([1, 2, 3]), id=run, **handlers(tag, *EVERY))
     clutch.map(series(picky.s(2), total.s()), allow_failures=1)
@@ -67,7 +72,7 @@ def deciding(run: str, tag: str) -> Clutch:
 
 
 DECIDED = [2, 4, 10]
-"""What the last map of `deciding` gives."""
+"""What the last map of `decides` gives."""
 
 
 def points_of(lab: Lab, run: str) -> int:
@@ -91,7 +96,7 @@ def until_ended(lab: Lab, runs: list[ClutchResult], state: State) -> None:
         time.sleep(0.2)  # between two sweeps, as beat would
 
 
-@pytest.mark.parametrize("make", [simple, deadly, deciding])
+@pytest.mark.parametrize("make", [simple, deadly, decides])
 def test_killed_at_every_point(faulty: Lab, tag: str, make: Any) -> None:
     ends_well = make is not deadly
     state = State.SUCCEEDED if ends_well else State.FAILED
@@ -102,11 +107,11 @@ def test_killed_at_every_point(faulty: Lab, tag: str, make: Any) -> None:
     total_points = points_of(faulty, first.id)
     nested_points = points_of(faulty, nested_id(first.id, inner))
     assert total_points > 20
-    assert nested_points > 5 or make is deciding
+    assert nested_points > 5 or make is decides
     runs: list[ClutchResult] = []
     numbers = range(1, total_points + nested_points + 1)
     if (
-        make is deciding
+        make is decides
     ):  # there are many: every fourth, and others where messages are acknowledged late
         numbers = numbers[2 * int(bool(faulty.app.conf.task_acks_late)) :: 4]
     for number in numbers:
@@ -170,3 +175,27 @@ def exists(run: ClutchResult) -> bool:
         return bool(run.state)
     except RunNotFound:
         return False
+
+
+def test_plans_of_all_kinds_killed_somewhere(faulty: Lab, tag: str) -> None:
+    """Where messages are acknowledged early, the message of what was killed is lost."""
+    expected: list[tuple[ClutchResult, list[Any]]] = []
+
+    @settings(
+        max_examples=12,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(deciding.plans())
+    def engage(root: Series) -> None:
+        run, point = f"{tag}-{len(expected)}", 1 + 5 * len(expected) % 23
+        tasks.notebook().hset("it:faults:kill", run, str(point))
+        clutch = Clutch.from_json({"clutch": plan.to_dict(root)}, id=run, app=faulty.app)
+        expected.append((clutch.engage(), deciding.evaluate(root, Given())))
+
+    engage()
+    until_ended(faulty, [run for run, _ in expected], State.SUCCEEDED)
+    for run, wanted in expected:
+        assert deciding.plain(run.get(timeout=1)) == wanted
