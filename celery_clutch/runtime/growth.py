@@ -101,7 +101,7 @@ class _Grower:
             name = f"{self._own_name()}+{number}"
             address = plan.join(at, name)
             turn = Turn(at, address, around.limit, width) if around.limit else None
-            self._cut(around, node, address, turn or width, place)
+            self._cut(around, node, address, width, turn, place)
             self.pages[f"{canvas.PLAN} {address}"] = pages.compress(plan.dumps(node, self.encode))
             branches.append((name, shape.shape(node, address)))
             self._count(more, barriers, node)
@@ -118,15 +118,19 @@ class _Grower:
         )
 
     def _cut(
-        self, around: Parallel | Map, node: Node, address: str, width: int | Turn, place: cut.Place
+        self,
+        around: Parallel | Map,
+        node: Node,
+        address: str,
+        width: int,
+        turn: Turn | None,
+        place: cut.Place,
     ) -> None:
         """Keep the pages of a branch."""
-        turn = width if isinstance(width, Turn) else None
-        number = width.width if isinstance(width, Turn) else width
         out = pages.Pages()
         prefix = f"{address.replace('+', '-')}_"
         cutter = cut.Cutter(out, bool(self.header.settles), self.window, self._keep, prefix)
-        here = cutter.branch(around, node, self.at, address, number, turn, place)
+        here = cutter.branch(around, node, self.at, address, width, turn, place)
         name = address[len(self.at) + 1 :]
         self._keep(f"{self.at}/{name}", cutter.fit(cutter.node(node, address, here)))
         if out.narrows:

@@ -72,8 +72,7 @@ def advance_page(self: InternalTask, page: str, rest: bool = False) -> None:
     header = self.header()
     store = runtime(self.app).store
     peeked = store.patiently(store.peek, header.run)
-    over = (State.CANCELLED, State.SUCCEEDED)
-    if peeked is None or peeked[0] in over or peeked[1] != header.generation:
+    if peeked is None or _is_over(peeked, header):
         why = why_dropped(header, peeked)
         journal.dropped(header, why)
         raise Ignore(why)
@@ -126,8 +125,14 @@ def _is_kept(attempt: Attempt) -> bool:
     """
     header, store = attempt.header, attempt.store
     peeked = store.patiently(store.peek, header.run)
-    over = (State.CANCELLED, State.SUCCEEDED)
-    return peeked is not None and (peeked[0] in over or peeked[1] != header.generation)
+    return peeked is not None and _is_over(peeked, header)
+
+
+def _is_over(peeked: tuple[State, int], header: Header) -> bool:
+    """Whether nobody waits any longer for what a message of *header* does, in a run that is in this
+    state and generation."""
+    state, generation = peeked
+    return state in (State.CANCELLED, State.SUCCEEDED) or generation != header.generation
 
 
 @shared_task(name=canvas.ON_ERROR, base=InternalTask)
