@@ -181,7 +181,7 @@ urls = st.sampled_from(
     [
         "redis://user:{}@localhost:1/0",
         "redis://:{}@localhost:1/0",
-        "rediss://:{}@localhost/0",
+        "rediss://:{}@localhost:1/0",
         "redis://localhost:1/0?password={}",
         "redis+socket://:{}@/no/such/socket?virtual_host=1",
         "sentinel://:{}@localhost:1;localhost:2/service",
