@@ -6,8 +6,13 @@ tests it there.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+
+import orjson
+
+from ..errors import CorruptRecord
 
 
 class Buckets(ABC):
@@ -31,3 +36,17 @@ class Buckets(ABC):
     def read_counts(self, buckets: Sequence[str]) -> list[dict[str, int]]:
         """The counts of each of *buckets* by name, in their order; none for one that is not there,
         or that nobody has added to for as long as it was to be kept."""
+
+
+def counts_from_row(bucket: str, counts: bytes, expires_at: float) -> dict[str, int]:
+    """What a row of a table has counted: *counts* is JSON; none once it has expired.
+
+    Raises:
+        CorruptRecord: *counts* is something else.
+    """
+    if expires_at <= time.time():
+        return {}
+    try:
+        return {str(name): int(number) for name, number in orjson.loads(counts).items()}
+    except (AttributeError, TypeError, ValueError) as exc:
+        raise CorruptRecord(f"the counts of {bucket!r} cannot be read: {exc!r}") from None

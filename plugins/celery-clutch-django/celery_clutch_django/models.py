@@ -109,3 +109,19 @@ class Owner(models.Model):
             models.UniqueConstraint(fields=["prefix", "owner"], name="clutch_django_owner")
         ]
         default_permissions = ()
+
+
+class Bucket(models.Model):
+    """Counts by name, kept for some time."""
+
+    id = models.BigAutoField(primary_key=True)
+    prefix = Name(max_length=100)
+    bucket = Name(max_length=255)
+    counts = models.BinaryField(default=b"{}")  # JSON: a dict of numbers
+    expires_at = models.FloatField(default=0.0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["prefix", "bucket"], name="clutch_django_bucket")
+        ]
+        default_permissions = ()

@@ -33,10 +33,11 @@ from django.db.models import Count, FilteredRelation, OuterRef, Q, Subquery
 from celery_clutch import State
 from celery_clutch.errors import ConfigurationError, CorruptRecord, StoreUnavailable
 from celery_clutch.stores.base import ENDED, NOTHING, StoreOptions
+from celery_clutch.stores.buckets import Buckets, counts_from_row
 from celery_clutch.stores.machine import TransactionalStore
 from celery_clutch.stores.rows import Head, Rows, Wanted
 
-from .models import Owner, Row, Run
+from .models import Bucket, Owner, Row, Run
 
 _CHUNK = 5000
 """Keys that are asked for at once."""
@@ -49,7 +50,7 @@ _COLUMNS = ("pk", "state", "tags", "ends", *_SINGLE, *_TIMES)
 _FAILED = (OperationalError, InterfaceError, InternalError, ProgrammingError)
 
 
-class DjangoStore(TransactionalStore):
+class DjangoStore(TransactionalStore, Buckets):
     """Runs in the tables of this app, through a connection of Django's.
 
     Inside ``transaction.atomic`` everything is part of the transaction. What starts a run, or
@@ -171,6 +172,35 @@ class DjangoStore(TransactionalStore):
     def retire(self, owners: Sequence[str]) -> None:
         with self._connection():
             self._owners().filter(owner__in=list(owners)).delete()
+
+    # --- counts by time ----------------------------------------------------------------------
+
+    def add_counts(self, counts: Mapping[str, Mapping[str, int]], seconds: float) -> None:
+        begun = False
+        for bucket, added in counts.items():
+            with self._connection(), transaction.atomic(using=self.alias):
+                self._lock_sqlite()
+                buckets = self._buckets().select_for_update()
+                row, _ = buckets.get_or_create(prefix=self.options.prefix, bucket=bucket)
+                begun = begun or not row.expires_at
+                known = _counts(row)
+                for name, number in added.items():
+                    known[name] = known.get(name, 0) + number
+                row.counts, row.expires_at = orjson.dumps(known), time.time() + seconds
+                row.save(using=self.alias)
+        if begun:  # for each that begins, one has expired
+            with self._connection():
+                self._buckets().filter(expires_at__lte=time.time()).delete()
+
+    def read_counts(self, buckets: Sequence[str]) -> list[dict[str, int]]:
+        found: dict[str, dict[str, int]] = {}
+        with self._connection():
+            for rows in self._some(self._buckets(), buckets, "bucket"):
+                found.update((row.bucket, _counts(row)) for row in rows)
+        return [found.get(bucket, {}) for bucket in buckets]
+
+    def _buckets(self) -> Any:
+        return self._of(Bucket).filter(prefix=self.options.prefix)
 
     # --- where the database can do better ------------------------------------------------------
 
@@ -387,14 +417,14 @@ class DjangoStore(TransactionalStore):
     def _owners(self) -> Any:
         return self._of(Owner).filter(prefix=self.options.prefix)
 
-    def _some(self, rows: Any, keys: Sequence[str] | None) -> Iterator[Any]:
+    def _some(self, rows: Any, keys: Sequence[str] | None, column: str = "key") -> Iterator[Any]:
         """Those of *rows* with one of *keys*, as many keys at once as the database takes."""
         if keys is None:
             yield rows
             return
         size = min(connections[self.alias].features.max_query_params or _CHUNK, _CHUNK) - 10
         for start in range(0, len(keys), size):
-            yield rows.filter(key__in=list(keys[start : start + size]))
+            yield rows.filter(**{f"{column}__in": list(keys[start : start + size])})
 
     def _locked(self, run: str) -> Any:
         """The row of a run, locked when it is read. In a transaction."""
@@ -406,10 +436,14 @@ class DjangoStore(TransactionalStore):
         if features.has_select_for_update:
             skip_locked = skip_locked and features.has_select_for_update_skip_locked
             return runs.select_for_update(skip_locked=skip_locked)
-        # SQLite: a transaction that begins with a write, here of nothing, waits for its turn there
-        # and then, rather than fail where it would turn from reading to writing.
-        self._of(Run).filter(pk=0).update(generation=0)
+        self._lock_sqlite()
         return runs
+
+    def _lock_sqlite(self) -> None:
+        """A transaction of SQLite that begins with a write, here of nothing, waits for its turn there
+        and then, rather than fail where it would turn from reading to writing."""
+        if not connections[self.alias].features.has_select_for_update:
+            self._of(Run).filter(pk=0).update(generation=0)
 
     def _write(self, pk: int, rows: Rows) -> None:
         """Write what has changed of a run that is locked."""
@@ -468,6 +502,11 @@ def _head(columns: Sequence[Any]) -> Head:
     except ValueError as exc:
         raise CorruptRecord(f"the tags of run {more['run']!r} cannot be read: {exc}") from None
     return Head(state=_state(more["run"], state), tags=labels, ends=tuple(ends.split()), **more)
+
+
+def _counts(row: Bucket) -> dict[str, int]:
+    """What a bucket has counted."""
+    return counts_from_row(row.bucket, bytes(row.counts), row.expires_at)
 
 
 def _changes(head: Head) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def test_models_and_migrations_agree() -> None:
 def test_there_and_back(empty: str) -> None:
     assert left(empty) == set()
     migrate(empty)
-    assert {f"{APP}_{each}" for each in ("run", "row", "owner")} <= left(empty)
+    assert {f"{APP}_{each}" for each in ("run", "row", "owner", "bucket")} <= left(empty)
     migrate(empty, "zero")
     assert left(empty) == set()
 

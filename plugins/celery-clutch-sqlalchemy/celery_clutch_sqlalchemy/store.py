@@ -20,7 +20,7 @@ from celery_clutch.errors import (
 )
 from celery_clutch.model.status import State
 from celery_clutch.stores.base import NOTHING, StoreOptions, Summary, without_secrets
-from celery_clutch.stores.buckets import Buckets
+from celery_clutch.stores.buckets import Buckets, counts_from_row
 from celery_clutch.stores.machine import TransactionalStore, listing, position
 from celery_clutch.stores.rows import Head, Rows, Wanted
 from sqlalchemy import (
@@ -522,12 +522,7 @@ _COUNTED = (count_table.c.bucket, count_table.c.counts, count_table.c.expires_at
 
 def _counts(row: Any) -> dict[str, int]:
     """What a row has counted."""
-    if row.expires_at <= time.time():
-        return {}
-    try:
-        return {str(name): int(number) for name, number in orjson.loads(row.counts).items()}
-    except (AttributeError, TypeError, ValueError) as exc:
-        raise CorruptRecord(f"the counts of {row.bucket!r} cannot be read: {exc!r}") from None
+    return counts_from_row(row.bucket, row.counts, row.expires_at)
 
 
 def _these(kind: str, keys: Sequence[str]) -> Any:

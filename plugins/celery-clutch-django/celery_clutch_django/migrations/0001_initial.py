@@ -13,6 +13,24 @@ class Migration(migrations.Migration):
     dependencies: list[Any] = []
     operations = [
         migrations.CreateModel(
+            name="Bucket",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("prefix", Name(max_length=100)),
+                ("bucket", Name(max_length=255)),
+                ("counts", models.BinaryField(default=b"{}")),
+                ("expires_at", models.FloatField(default=0.0)),
+            ],
+            options={
+                "default_permissions": (),
+                "constraints": [
+                    models.UniqueConstraint(
+                        fields=("prefix", "bucket"), name="clutch_django_bucket"
+                    )
+                ],
+            },
+        ),
+        migrations.CreateModel(
             name="Owner",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
