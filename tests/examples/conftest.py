@@ -24,6 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"^(?:<!-- ([\w ]+) -->\n)?```(\w+)\n(.*?)^```$", re.M | re.S)
 
 
+MARK = "celery-clutch-tests"
+"""The key of a database that tests may empty; see ``integration/fixtures.py``."""
+
+
 def database() -> int:
     """The number of a Redis database for servers that an example needs."""
     first = int(os.environ.get("CLUTCH_TEST_DB", "8"))
@@ -63,6 +67,7 @@ def broker(connect: Callable[..., redis.Redis]) -> Iterator[str]:
         client.flushdb()
         yield url
         client.flushdb()
+        client.set(MARK, 1)
 
 
 @pytest.fixture(scope="module")
