@@ -205,9 +205,12 @@ class Cutter:
         """What starts a parallel."""
         width = len(node.branches)
         place = self.tolerant(node, at, width, place)
+        counted = is_tolerant(node) or self.listens(place.scope)
+        here: Place | None = None
         for index, branch in enumerate(node.branches):
             address = join(at, index)
-            here = self.branch(node, branch, at, address, width, None, place)
+            if here is None or counted:  # else all branches are in the same place
+                here = self.branch(node, branch, at, address, width, None, place)
             yield from self.node(branch, address, here)
 
     def narrow(self, node: Parallel, limit: int, at: str, place: Place) -> Narrow:
