@@ -1966,6 +1966,8 @@ class StoreContract:
         assert (answer.due, answer.pages, answer.remaining) == (("page a",), {"a": b"added"}, 3)
         assert _read(store, "r").jobs == 4
         assert not _complete(store, "r", "0.0", barriers=opens, growth=growth).fresh
+        again = _complete(store, "r", "0.0", barriers=opens)
+        assert again.unusual, "whoever sends what is still due has to know of the branches, too"
         assert _complete(store, "r", "0.1", barriers=opens).due == ()
         assert _complete(store, "r", "0.0+0", barriers=opens).due == ("page 1",)
 

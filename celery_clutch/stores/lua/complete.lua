@@ -82,7 +82,7 @@ end
 
 local marks = redis.call('HMGET', MARKS, 'failure:' .. address, 'held:' .. address,
   'barrier:unusual')
-if (marks[3] or head.left == 0) and redis.call('HEXISTS', RESULTS, address) == 0 then
+if marks[3] or head.left == 0 and redis.call('HEXISTS', RESULTS, address) == 0 then
   return 0
 end
 if redis.call('HSETNX', RESULTS, address, ARGV[5]) == 0 then

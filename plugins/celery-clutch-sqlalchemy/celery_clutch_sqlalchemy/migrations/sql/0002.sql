@@ -330,14 +330,15 @@ BEGIN
     );
 END $$;
 --;
--- Whether the rules of the other stores have to decide what a job of the run does.
+-- Whether the rules of the other stores have to decide what a job of the run does: the run is marked
+-- so, or all is done or skipped, and this job has no result.
 CREATE FUNCTION clutch_is_unusual(p_work clutch_work) RETURNS boolean
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN p_work.remaining = 0 OR EXISTS (
-        SELECT FROM clutch_rows
-        WHERE run_id = p_work.id AND kind = 'barrier' AND key = 'unusual'
-    );
+    IF clutch_get(p_work.id, 'barrier', 'unusual') IS NOT NULL THEN
+        RETURN true;
+    END IF;
+    RETURN p_work.remaining = 0 AND clutch_get(p_work.id, 'result', p_work.by_job) IS NULL;
 END $$;
 --;
 -- Answers -2 as what remains, and does nothing, if the run is unusual.
@@ -361,10 +362,7 @@ BEGIN
     IF v_work.id IS NULL THEN
         RETURN;
     END IF;
-    IF clutch_is_unusual(v_work) AND NOT EXISTS (
-        SELECT FROM clutch_rows
-        WHERE run_id = v_work.id AND kind = 'result' AND key = p_address
-    ) THEN
+    IF clutch_is_unusual(v_work) THEN
         o_remaining := -2;
         RETURN;
     END IF;
