@@ -1862,6 +1862,14 @@ class StoreContract:
         assert not _complete(store, "r", "0", b"1", stop=b"3", token="u").fresh
         assert store.values("r", [STOPPED]) == [b"2"]
 
+    def test_nothing_follows_from_a_failure_after_a_stop(self, store: ResultStore) -> None:
+        store.create("r", b"", {"0/2": b"page"}, 4)
+        _complete(store, "r", "1", stop=b"2")
+        assert _fail(store, "r", "0.0", retry=("job 0.0", 5.0)).due == ()
+        turns = [Turn("0", "0.1", 2, 3)]
+        assert _fail(store, "r", "0.1", final=True, turns=turns).due == ()
+        assert _due(store, "r") == {}
+
     def test_what_is_decided_changes_how_many_jobs_there_are(self, store: ResultStore) -> None:
         store.create("r", b"", {}, 3)
         answer = _complete(store, "r", "1", jobs=9, counts=0)

@@ -1,8 +1,8 @@
 -- ARGV: ..., address, generation, failure, attempt, final (1 or 0), token, retry or '', since when,
 --       how many steps, (step, member, width, loud (1 or 0))...,
 --       (parallel, branch, limit, width)...
--- Returns {recorded, died, settled, due, pages}; nil if locked; 0 where the rules have to decide,
--- because the run is marked so.
+-- Returns {recorded, died, settled, due, pages}; nil if locked; 0 where the rules have to decide:
+-- the run is marked so, or all is done or skipped.
 local head = read_head()
 if not head then
   return {0, 0, {}, {}, {}}
@@ -14,11 +14,11 @@ local address, token, retry = ARGV[4], ARGV[9], ARGV[10]
 local attempt, final = number(ARGV[7]), ARGV[8] == '1'
 local event = {head = head, cause = address, made = {}, settled = {}}
 local marks = redis.call('HMGET', MARKS, 'failure:' .. address, 'barrier:unusual')
-if marks[2] then
-  return 0
-end
 local known = marks[1]
 local finished = redis.call('HEXISTS', RESULTS, address) == 1
+if marks[2] or head.left == 0 and not finished then
+  return 0
+end
 
 -- Record a failure that is news.
 local function record()
