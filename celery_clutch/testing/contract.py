@@ -23,13 +23,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ..errors import AlreadyEngaged, MissingExtra, StoreUnavailable
 from ..model.status import State
 from ..stores.base import (
     END,
+    NOTHING,
     STOPPED,
     TURNS,
     Attempted,
@@ -101,7 +102,8 @@ class StoreContract:
             one object.
         processes: they do so from different processes as well.
         ttl: the shortest time to live that the store can keep to, in seconds.
-        examples: how many random histories are compared with what `MemoryStore` does.
+        examples: how many random histories are compared with what `MemoryStore` does, of runs that
+            decide nothing, and as many of runs that do.
     """
 
     shared = True
@@ -2040,7 +2042,14 @@ class StoreContract:
     # --- random histories -----------------------------------------------------------------------
 
     def test_random_histories_agree_with_the_rules(self, store: ResultStore) -> None:
-        machine = _machine(store)
+        self._live(_machine(store, _USUAL))
+
+    def test_random_histories_of_runs_that_decide_agree_with_the_rules(
+        self, store: ResultStore
+    ) -> None:
+        self._live(_machine(store, _DECIDING))
+
+    def _live(self, machine: type[hypothesis.stateful.RuleBasedStateMachine]) -> None:
         settings = hypothesis.settings(
             max_examples=self.examples,
             stateful_step_count=30,
@@ -2057,33 +2066,158 @@ _LIMIT = 2
 _WORKERS = ["w0", "w1", "w2"]
 _DUE = ["page 0", "page 3", "job 1", "job 0 1", "death 0", "end SUCCEEDED"]
 _TIMES = [1.5, 2_000_000_000.25]
-_PAGES = {"0": b"page", "3": b"three", "2/1": b"", "2/3": b"\xff\x00"}
+_PAGES = {"0": b"page", "2": b"two", "3": b"three", "2/1": b"", "2/3": b"\xff\x00", "1/2": b"x"}
 
-# What a job says when it completes, and when it fails: a job, a step of two where one is a branch
-# of two jobs, and a narrow parallel whose branches are jobs.
-_WIDE = Barrier("1", 3, "page 3", Settles("0", "1", 1))
-_INNER = Barrier("1.1", 2, "", Settles("1", "1.1", 2))
-_QUIET = Settles("1", "1.1", 2, loud=False)
-_COMPLETES: dict[str, dict[str, Any]] = {
-    "0": {"settles": Settles("root", "0", 1), "barriers": [Barrier("0", 1, "page 1")]},
-    "1.0": {"settles": Settles("1", "1.0", 2), "barriers": [_WIDE], "next": ("job 1", 1.5)},
-    "1.1.0": {"barriers": [_INNER, _WIDE]},
-    "1.1.1": {"barriers": [_INNER, _WIDE]},
-}
-_FAILS: dict[str, dict[str, Any]] = {
-    "0": {"settles": [Settles("root", "0", 1)], "retry": ("job 0 1", 2_000_000_000.25)},
-    "1.0": {"settles": [Settles("1", "1.0", 2)], "retry": ("job 1.0 1", 1.5)},
-    "1.1.0": {"settles": [Settles("1.1.0", "1.1.0", 1), _QUIET]},
-    "1.1.1": {"settles": [Settles("1.1.1", "1.1.1", 1), _QUIET], "turns": [Turn("2", "x", 1, 4)]},
-}
-for _number in range(3):
-    _at, _turn = f"2.{_number}", Turn("2", f"2.{_number}", 1, 4)
-    _branch = Barrier(_at, 1, turn=_turn, settles=Settles("2", _at, 3))
-    _COMPLETES[_at] = {"barriers": [_branch, Barrier("2", 3, "page 3")]}
-    _FAILS[_at] = {"settles": [Settles("2", _at, 3)], "turns": [_turn]}
-_JOBS = list(_COMPLETES)
-_BRANCHES = [at for at in _JOBS if at.startswith("2.")]
-_COUNTED = ["1", "1.1", "2"]
+
+@dataclass(frozen=True)
+class _Plan:
+    """A run, as random histories have it.
+
+    Attributes:
+        completes: what each job says when it completes, as arguments of `Completion`.
+        fails: what it says when it fails, as arguments of `Attempted`.
+        unless: what makes it superfluous, if anything does; see `Claim`.
+        branches: the branches of the narrow parallel, which are jobs.
+        counted: what barriers count.
+        others: results that are not those of jobs.
+        decisions: what a completion may say besides.
+        size: how many of the jobs there are from the start.
+    """
+
+    completes: Mapping[str, Mapping[str, Any]]
+    fails: Mapping[str, Mapping[str, Any]]
+    branches: Sequence[str]
+    counted: Sequence[str]
+    size: int
+    unless: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
+    others: Sequence[str] = ()
+    decisions: Sequence[Mapping[str, Any]] = (NOTHING,)
+
+    @property
+    def jobs(self) -> list[str]:
+        return list(self.completes)
+
+    @property
+    def narrow(self) -> str:
+        """The address of the narrow parallel."""
+        return self.branches[0].partition(".")[0]
+
+
+def _usual() -> _Plan:
+    """A job, a step of two where one is a branch of two jobs, and a narrow parallel whose branches
+    are jobs."""
+    wide = Barrier("1", 3, "page 3", Settles("0", "1", 1))
+    inner = Barrier("1.1", 2, "", Settles("1", "1.1", 2))
+    quiet = Settles("1", "1.1", 2, loud=False)
+    completes: dict[str, dict[str, Any]] = {
+        "0": {"settles": Settles("root", "0", 1), "barriers": (Barrier("0", 1, "page 1"),)},
+        "1.0": {"settles": Settles("1", "1.0", 2), "barriers": (wide,), "next": ("job 1", 1.5)},
+        "1.1.0": {"barriers": (inner, wide)},
+        "1.1.1": {"barriers": (inner, wide)},
+    }
+    fails: dict[str, dict[str, Any]] = {
+        "0": {"settles": (Settles("root", "0", 1),), "retry": ("job 0 1", 2_000_000_000.25)},
+        "1.0": {"settles": (Settles("1", "1.0", 2),), "retry": ("job 1.0 1", 1.5)},
+        "1.1.0": {"settles": (Settles("1.1.0", "1.1.0", 1), quiet)},
+        "1.1.1": {
+            "settles": (Settles("1.1.1", "1.1.1", 1), quiet),
+            "turns": (Turn("2", "x", 1, 4),),
+        },
+    }
+    branches = ["2.0", "2.1", "2.2"]
+    for at in branches:
+        turn, settles = Turn("2", at, 1, 4), Settles("2", at, 3)
+        over = Barrier(at, 1, turn=turn, settles=settles)
+        completes[at] = {"barriers": (over, Barrier("2", 3, "page 3"))}
+        fails[at] = {"settles": (settles,), "turns": (turn,)}
+    return _Plan(completes, fails, branches, ["1", "1.1", "2"], len(completes))
+
+
+def _deciding() -> _Plan:
+    """A choice, with an option of two jobs of which one has to succeed. A narrow parallel that goes
+    on without one of its branches: two are jobs, of which one is added; one is two jobs; one is a
+    parallel of two of which one has to succeed. Then a step of two jobs, the last of the run.
+
+    What a job decides is drawn for any of them."""
+    many = Barrier("1#", 3, grows=True)
+    after = Barrier("1", 1, "page 2", gate="1#")
+    either = Barrier("1.2#", 1, grows=True)
+
+    def around(branch: str, ends: int) -> tuple[tuple[Barrier, ...], dict[str, Any]]:
+        """What the jobs of a branch count towards, and what they say when they fail."""
+        turn, settles = Turn("1", branch, 1, 3), Settles("1", branch, 3)
+        counts = (replace(many, gate=branch), after)
+        over = Barrier(branch, ends, "", settles, turn, closes=branch in ("1.1", "1.2"))
+        outer = counts if over.closes else (many, after)
+        says = {"settles": (settles,), "turns": (turn,)}
+        return (over, *outer), {
+            **says,
+            "tolerances": (Tolerance("1#", branch, 1, 0, True, counts),),
+        }
+
+    option = (
+        Barrier("0.1#", 1, grows=True),
+        Barrier("0", 1, "page 1", Settles("root", "0", 1), gate="0.1#"),
+    )
+    completes: dict[str, dict[str, Any]] = {
+        "0.0": {"barriers": (Barrier("0.0", 1, "page 0"),)},
+        "0.1.0": {"barriers": option},
+        "0.1.1": {"barriers": option},
+    }
+    fails: dict[str, dict[str, Any]] = {
+        "0.0": {"settles": (Settles("root", "0", 1),)},
+        "0.1.0": {"tolerances": (Tolerance("0.1#", "0.1.0", 0, 1, True),)},
+        "0.1.1": {"tolerances": (Tolerance("0.1#", "0.1.1", 1, 1, True),)},
+    }
+    unless: dict[str, tuple[tuple[str, int], ...]] = {
+        "0.1.0": (("0.1#", 1),),
+        "0.1.1": (("0.1#", 1),),
+    }
+    for at in ("1.0", "1.0+0"):
+        barriers, says = around(at, 1)
+        completes[at] = {"barriers": barriers}
+        fails[at] = {**says, "retry": (f"job {at} 1", 2_000_000_000.25)}
+    barriers, says = around("1.1", 2)
+    for at in ("1.1.0", "1.1.1"):
+        completes[at] = {"barriers": barriers}
+        fails[at] = {**says, "settles": (Settles(at, at, 1), *says["settles"])}
+    barriers, says = around("1.2", 1)
+    outer = tuple(replace(each, gate=each.gate or "1.2#") for each in barriers)
+    for at in ("1.2.0", "1.2.1"):
+        completes[at] = {"barriers": (either, *outer)}
+        dies = Tolerance("1.2#", at, 1, 1, True)
+        fails[at] = {**says, "tolerances": (dies, *says["tolerances"])}
+        unless[at] = (("1.2#", 1), ("1#", 3))
+    for at in ("2.0", "2.1"):
+        completes[at] = {"barriers": (Barrier("all", 2, END),), "settles": Settles("2", at, 2)}
+        fails[at] = {"settles": (Settles("2", at, 2),), "retry": (f"job {at} 1", 1.5)}
+    added = (("0+0", "1.0+0"),)
+    pages = {"1/0+0": b"added"}
+    takes_turns = Growth("1", added, {"1#": 1}, 1, pages, limit=1, width=3)
+    at_once = Growth("1", added, {"1#": 1}, 1, pages, due=("1/0+0",))
+    decisions: list[dict[str, Any]] = [
+        *[{}] * 8,
+        *({"skips": 1}, {"skips": 2, "jobs": 1}, {"jobs": 2}, {"jobs": 1, "counts": 0}),
+        *({"growth": takes_turns}, {"growth": at_once}, {"growth": takes_turns, "skips": 1}),
+        {"stop": b"stopped"},
+    ]
+    return _Plan(
+        completes,
+        fails,
+        branches=["1.0", "1.0+0"],
+        counted=[
+            *("0.1#", "0", "1#", "1", "1.1", "1.2#", "1.2", "all"),
+            *("dead 1#", "dead 1.2#", "more 1#", "skipped", "end", "unusual"),
+        ],
+        size=len(completes) - 1,
+        unless=unless,
+        others=["1.1", "1.2", STOPPED],
+        decisions=decisions,
+    )
+
+
+_USUAL = _usual()
+_DECIDING = _deciding()
 
 
 _KEYS = [
@@ -2095,13 +2229,13 @@ _KEYS = [
 """Keys of data that some database or other takes for the same, or for more than text."""
 
 
-def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachine]:
+def _machine(store: ResultStore, plan: _Plan) -> type[hypothesis.stateful.RuleBasedStateMachine]:
     """A state machine that does the same to *store* and to a `MemoryStore`, and compares them."""
     # Mostly one run, the job that something was last done to (None), and the generation that the
     # run is in: what stores get wrong are sequences of events for one job.
     rule = hypothesis.stateful.rule
     runs = st.sampled_from([*_RUNS[:1] * 6, *_RUNS])
-    jobs = st.sampled_from([*[None] * 5, *_JOBS])
+    jobs = st.sampled_from([*[None] * 5, *plan.jobs])
     ages = st.sampled_from([*[0] * 5, -1, 1])
     values = st.sampled_from([b"null", b"", b"\xff\x00", b"1"])
     keys = st.lists(st.sampled_from(_DUE), max_size=3, unique=True)
@@ -2114,11 +2248,13 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
             super().__init__()
             self.model = MemoryStore("memory://", store.options)
             self.calls: list[Callable[[], None]] = []
-            self.last = _JOBS[0]
+            self.touched: set[str] = set()
+            self.last = plan.jobs[0]
             self.tokens = 0
 
         def teardown(self) -> None:
             try:
+                self.compare(_RUNS)  # nothing has happened to a run beside that of a call
                 assert {each.run for each in _scan(store, 1)} == {
                     each.run for each in _scan(self.model)
                 }
@@ -2141,6 +2277,7 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
             """Call the method *name* of both, and compare the answers."""
 
             def call() -> None:
+                self.touched.add(args[0] if isinstance(args[0], str) else args[0].run)
                 answer = _plain(getattr(store, name)(*args, **more))
                 expected = _plain(getattr(self.model, name)(*args, **more))
                 assert answer == expected, f"{name}: {answer}, the rules say {expected}"
@@ -2160,7 +2297,7 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
                 with pytest.raises(AlreadyEngaged):
                     store.create(run, b"other", {}, 0, **more)
             else:
-                self.does("create", run, b"meta", _PAGES, len(_JOBS), **more)
+                self.does("create", run, b"meta", _PAGES, plan.size, **more)
                 self.calls.clear()  # it is not to be called again
 
         @rule(
@@ -2187,13 +2324,24 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
             lapsed = lease.owner if died and lease else ""
             where = run, at, self.generation(run, age)
             claim = Claim(*where, owner, _LIMIT, turn, "0", tuple(receipts), lapsed)
+            claim = replace(claim, unless=plan.unless.get(at, ()))
             self.does("begin", claim)
 
-        @rule(run=runs, job=jobs, value=values, age=ages)
-        def complete(self, run: str, job: str | None, value: bytes, age: int) -> None:
+        @rule(run=runs, job=jobs, value=values, age=ages, decides=st.sampled_from(plan.decisions))
+        def complete(
+            self,
+            run: str,
+            job: str | None,
+            value: bytes,
+            age: int,
+            decides: Mapping[str, Any] = NOTHING,
+        ) -> None:
             at, generation = self.job(job), self.generation(run, age)
-            more = {"token": self.token(), "info": value, **_COMPLETES[at]}
-            more["barriers"] = tuple(more["barriers"])
+            more = {"token": self.token(), "info": value, **plan.completes[at], **decides}
+            if "skips" in more:
+                record = self.model.read(run)
+                left = record.remaining - 1 if record else 0
+                more["skips"] = min(more["skips"], max(left, 0))
             changes = {"last": value, at: value, "first": None}
             self.does("complete", Completion(run, at, generation, value, changes=changes, **more))
 
@@ -2209,15 +2357,13 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
             self, run: str, job: str | None, value: bytes, attempt: int, final: bool, age: int
         ) -> None:
             at, generation = self.job(job), self.generation(run, age)
-            more = {"token": self.token(), **_FAILS[at]}
-            for name in ("settles", "turns"):
-                more[name] = tuple(more.get(name, ()))
+            more = {"token": self.token(), "stand_in": b"gone", **plan.fails[at]}
             self.does("fail", Attempted(run, at, generation, value, attempt, final, **more))
 
         @rule(
             run=runs,
-            order=st.lists(st.sampled_from(_JOBS), min_size=2, unique=True),
-            fails=st.sets(st.sampled_from(_JOBS), max_size=2),
+            order=st.lists(st.sampled_from(plan.jobs), min_size=2, unique=True),
+            fails=st.sets(st.sampled_from(plan.jobs), max_size=2),
             age=ages,
         )
         def work(self, run: str, order: list[str], fails: set[str], age: int) -> None:
@@ -2227,9 +2373,9 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
                 else:
                     self.complete(run, at, b"1", age)
 
-        @rule(run=runs, missing=st.sampled_from([None, *_JOBS]))
+        @rule(run=runs, missing=st.sampled_from([None, *plan.jobs]))
         def all_but_one_complete(self, run: str, missing: str | None) -> None:
-            for at in _JOBS:
+            for at in plan.jobs:
                 if at != missing:
                     self.complete(run, at, b"1", 0)
 
@@ -2238,6 +2384,22 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
             at = self.job(job)
             self.begin(run, at, 0, "w0", 2 * TURNS, [], False)
             self.fail(run, at, b"1", 3, False, age)
+
+        @rule(run=runs, job=jobs, again=st.sampled_from([True, True, False]))
+        def die_and_resume(self, run: str, job: str | None, again: bool) -> None:
+            self.fail(run, job, b"1", 3, True, 0)
+            self.transition(run, set(State), State.RUNNING, 0, again)
+
+        @rule(run=runs, owner=owners)
+        def begin_all(self, run: str, owner: str) -> None:
+            for at in plan.jobs:
+                self.begin(run, at, 0, owner, 0, [], False)
+
+        @hypothesis.stateful.precondition(lambda self: plan is _DECIDING)
+        @rule(run=runs, job=jobs, owner=owners)
+        def stop(self, run: str, job: str | None, owner: str) -> None:
+            self.complete(run, job, b"1", 0, {"stop": b"stopped"})
+            self.begin_all(run, owner)
 
         @rule(last=st.integers(1, 5))
         def never_saw_the_answer(self, last: int) -> None:
@@ -2258,9 +2420,9 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
         def release(self, run: str, job: str | None, owner: str, turn: int) -> None:
             self.does("release", run, self.job(job), owner, turn)
 
-        @rule(run=runs, number=st.integers(1, 4), age=ages, over=st.sampled_from(_BRANCHES))
+        @rule(run=runs, number=st.integers(1, 4), age=ages, over=st.sampled_from(plan.branches))
         def skip(self, run: str, number: int, age: int, over: str) -> None:
-            self.does("skip", run, "2", number, self.generation(run, age))
+            self.does("skip", run, plan.narrow, number, self.generation(run, age))
             self.complete(run, over, b"1", 0)
 
         @rule(run=runs, keys=keys, since=st.sampled_from(_TIMES))
@@ -2280,9 +2442,13 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
             sources=states,
             to=st.sampled_from([State.RUNNING, State.RUNNING, State.CANCELLED]),
             age=ages,
+            again=st.booleans(),
         )
-        def transition(self, run: str, sources: set[State], to: State, age: int) -> None:
-            self.does("transition", run, sources, to, self.generation(run, age))
+        def transition(
+            self, run: str, sources: set[State], to: State, age: int, again: bool
+        ) -> None:
+            generation = self.generation(run, age)
+            self.does("transition", run, sources, to, generation, retry_tolerated=again)
 
         @rule(run=runs, sure=st.integers(0, 4))
         def delete(self, run: str, sure: int) -> None:
@@ -2291,8 +2457,12 @@ def _machine(store: ResultStore) -> type[hypothesis.stateful.RuleBasedStateMachi
 
         @hypothesis.stateful.invariant()
         def agrees(self) -> None:
-            for run in _RUNS:
-                found, expected = (_all_of(each, run) for each in (store, self.model))
+            touched, self.touched = self.touched, set()
+            self.compare(touched)
+
+        def compare(self, runs: Iterable[str]) -> None:
+            for run in runs:
+                found, expected = (_all_of(each, run, plan) for each in (store, self.model))
                 assert found == expected, f"the store has {found}, the rules say {expected}"
 
     return Machine
@@ -2310,7 +2480,7 @@ def _plain(answer: Any) -> Any:
     return answer
 
 
-def _all_of(store: ResultStore, run: str) -> dict[str, Any] | None:
+def _all_of(store: ResultStore, run: str, plan: _Plan) -> dict[str, Any] | None:
     """All that can be read of a run, but for the times at which it was written."""
     record = store.read(run)
     if record is None:
@@ -2331,11 +2501,12 @@ def _all_of(store: ResultStore, run: str) -> dict[str, Any] | None:
     )
     return {
         "record": plain,
-        "values": store.values(run, _JOBS),
-        "counts": store.counts(run, _COUNTED),
+        "values": store.values(run, [*plan.jobs, *plan.others]),
+        "counts": store.counts(run, plan.counted),
         "data": store.data(run),
         "leases": {at: replace(each, started_at=0.0) for at, each in store.leases(run).items()},
         "infos": store.infos(run),
+        "added": store.added(run) if plan is _DECIDING else {},
     }
 
 
