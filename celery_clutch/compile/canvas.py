@@ -11,7 +11,7 @@ Canvas is built afresh each time: Celery writes ids into what it sends (5.3 to 5
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -29,7 +29,7 @@ from ..model import codec, names, plan
 from ..model.data import difference
 from ..model.events import Engaged
 from ..model.names import Names
-from ..model.plan import Scope, Series
+from ..model.plan import Job, Scope, Series
 from ..model.status import isoformat
 from ..stores.base import Missing, ResultStore
 from ..stores.rows import ROOT
@@ -37,6 +37,10 @@ from . import checks, cut, pages, values
 from .header import NAME, Header, job_due
 from .pages import Chain, Item, Pages, Start
 from .record import Meta, Parent
+
+Tasks = list[Any]
+"""The tasks of a chain. The first is a Signature; those behind it are, or are dicts as messages
+have them, some of them abbreviated (see `carried`)."""
 
 ADVANCE = "celery_clutch.advance"
 COLLECT = "celery_clutch.collect"
@@ -66,7 +70,7 @@ class Compiler:
     def _runtime(self) -> Runtime:
         return runtime(self.app)
 
-    def chain(self, page: str, items: Chain, *, due: bool = False) -> list[Signature]:
+    def chain(self, page: str, items: Chain, *, due: bool = False) -> Tasks:
         """The tasks of a chain, one behind the other.
 
         Args:
@@ -74,12 +78,19 @@ class Compiler:
             items: the jobs, or what is left of them.
             due: the first of them is recorded as due.
         """
-        tasks: list[Signature] = []
+        tasks: Tasks = []
+        # Celery looks at what is behind a task that is not ours: it sends the next, and
+        # ``replace()`` makes another chain of all.
+        whole = False
         for index, item in enumerate(items):
             following = items[index + 1].at if index + 1 < len(items) else ""
             receipts = (job_due(page, item.at),) if due or index else ()
             header = Header.of_item(self.origin, page, item, next=following, receipts=receipts)
-            tasks.extend(self.job(item, header))
+            whole = whole or item.job.plain
+            if index and not whole:
+                tasks.append(self._abbreviated(item, header))
+            else:
+                tasks.extend(self.job(item, header))
         return tasks
 
     def job(self, item: Item, header: Header) -> list[Signature]:
@@ -87,17 +98,33 @@ class Compiler:
         job = item.job
         args = job.args
         if not job.plain:
-            # Whoever has given the job an id means to look it up.
-            keep = "task_id" in job.options or self._runtime.settings.keep_results
-            header = replace(header, keep=True) if keep else header
-            if header.prepend:
-                args = (None, *args)  # ClutchTask puts the previous result in its place
+            args, header = self._own(job, header)
             return [self._job(job.task, args, job.kwargs, job.options, header, plain=False)]
         if header.prepend:
             args = (values.previous_value(self._runtime.store, header), *args)
             header = replace(header, prepend=False)
         plain = self._job(job.task, args, job.kwargs, job.options, header, plain=True)
         return [plain, self.collect(replace(header, task=job.task), job.options.get("queue"))]
+
+    def _own(self, job: Job, header: Header) -> tuple[tuple[Any, ...], Header]:
+        """The arguments of a ClutchTask, and its header."""
+        # Whoever has given the job an id means to look it up.
+        if "task_id" in job.options or self._runtime.settings.keep_results:
+            header = replace(header, keep=True)
+        # ClutchTask puts the previous result in the place of the None.
+        return (None, *job.args) if header.prepend else job.args, header
+
+    def _abbreviated(self, item: Item, header: Header) -> dict[str, Any]:
+        """A job in the chain of a message, without what `carried` knows when it comes to be sent.
+
+        The message of a job has all that is behind it, and so much is read and written for each.
+        """
+        job = item.job
+        args, header = self._own(job, header)
+        # When a job fails Celery looks into the options for an id; 5.3 requires that there is one.
+        options = {"task_id": None, **job.options}
+        task = {"task": job.task, "args": args, "options": options, NAME: header.abbreviated()}
+        return {**task, "kwargs": job.kwargs} if job.kwargs else task
 
     def collect(
         self, header: Header, queue: str | None, changes: Mapping[str, Any] | None = None
@@ -149,19 +176,56 @@ class Compiler:
         *,
         plain: bool,
     ) -> Signature:
-        options: dict[str, Any] = {
-            k: list(v) if isinstance(v, list) else v for k, v in given.items()
-        }
         data = header.to_dict()
-        options["headers"] = {**(options.get("headers") or {}), NAME: data}
         # A task that is not ours fails where only its errbacks know of the run.
-        errback = on_error(data) if plain else on_error()
-        options["link_error"] = [*_listed(options.get("link_error")), errback]
+        options = _options(given, data, on_error(data) if plain else on_error())
         if not plain and not header.keep:
             options["ignore_result"] = True
         if plain and header.expires and options.get("expires") is None:
             options["expires"] = isoformat(header.expires)  # a task that is not ours cannot ask
         return Signature(name, args, dict(kwargs), options, app=self.app, immutable=True)
+
+
+def carried(app: Celery, header: Header, chain: Sequence[Any]) -> Tasks:
+    """What is behind the job of *header* in its message, made ready to be sent.
+
+    Args:
+        app: the Celery app.
+        header: of the job.
+        chain: as Celery has it: the last is next.
+    """
+    first, *rest = reversed(chain)
+    if not is_abbreviated(first):
+        return [app.signature(first), *rest]
+    data = header.restored(first[NAME], _address(rest[0]) if rest else "")
+    options = _options(first["options"], data, on_error())
+    if options["task_id"] is None:
+        del options["task_id"]
+    if not data.get("keep"):
+        options["ignore_result"] = True
+    args, kwargs = tuple(first["args"]), first.get("kwargs")
+    return [Signature(first["task"], args, kwargs, options, app=app, immutable=True), *rest]
+
+
+def is_abbreviated(task: Mapping[str, Any]) -> bool:
+    """Whether a task of a chain is to be made whole by `carried` before it is sent."""
+    return NAME in task
+
+
+def _address(task: Mapping[str, Any]) -> str:
+    """The address of a job in a chain."""
+    header = task[NAME] if is_abbreviated(task) else task["options"]["headers"][NAME]
+    return str(header["at"])
+
+
+def _options(
+    given: Mapping[str, Any], header: Mapping[str, Any], errback: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options of a job, with what all jobs have besides those *given*."""
+    options: dict[str, Any] = {k: list(v) if isinstance(v, list) else v for k, v in given.items()}
+    options["headers"] = {**(options.get("headers") or {}), NAME: header}
+    options["link_error"] = [*_listed(options.get("link_error")), errback]
+    return options
 
 
 def on_error(header: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -28,6 +28,9 @@ from .pages import (
 
 NAME = "clutch"
 
+_RESTORED = frozenset(("run", "gen", "page", "due", "next", "expires", "context"))
+"""What the jobs of a chain have in common, or can be told from their order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -102,6 +105,27 @@ class Header:
         if self.context:
             data["context"] = dict(self.context)
         return data
+
+    def abbreviated(self) -> dict[str, Any]:
+        """`to_dict` without what `restored` knows from the job before in its chain."""
+        return {key: value for key, value in self.to_dict().items() if key not in _RESTORED}
+
+    def restored(self, data: Mapping[str, Any], following: str) -> dict[str, Any]:
+        """What `abbreviated` has made of the header of the job behind this one, made whole.
+
+        Args:
+            data: what `abbreviated` has made.
+            following: the address of the job behind that, or "".
+        """
+        whole = {"run": self.run, "gen": self.generation, "page": self.page, **data}
+        whole["due"] = [job_due(self.page, data["at"])]
+        if following:
+            whole["next"] = following
+        if self.expires:
+            whole["expires"] = self.expires
+        if self.context:
+            whole["context"] = dict(self.context)
+        return whole
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Header:

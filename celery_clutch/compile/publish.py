@@ -185,7 +185,7 @@ def _message(
     first, *rest = chain
     for task in chain:
         options_of = task["options"]  # what a message has carried here is still a dict
-        if "task_id" not in options_of:
+        if "task_id" not in options_of:  # one that is abbreviated gets its own when it is first
             options_of["task_id"] = _id_of(task)
     own = {**first.options, **options, "add_to_parent": False}
     if headers := options.get("headers"):

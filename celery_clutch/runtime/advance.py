@@ -77,7 +77,7 @@ def follow(
     origin: Header,
     due: Sequence[str],
     found: Mapping[str, bytes],
-    chain: Sequence[Any] = (),
+    behind: canvas.Tasks | None = None,
     *,
     grown: bool = True,
 ) -> None:
@@ -91,16 +91,16 @@ def follow(
         origin: the run, and the generation that it is in.
         due: as the store has answered.
         found: pages among them.
-        chain: what is behind the job in its message, as Celery has it: the last is next.
+        behind: the tasks that are behind the job in its message.
         grown: branches may have been added.
     """
     if not due:
         return
     if app.conf.task_always_eager:
-        _follow(app, origin, due, found, (), grown)
+        _follow(app, origin, due, found, None, grown)
         return
     try:
-        _follow(app, origin, due, found, chain, grown)
+        _follow(app, origin, due, found, behind, grown)
     except Exception:
         logger.exception("what follows in run %s is due, but could not be sent now", origin.run)
 
@@ -110,7 +110,7 @@ def _follow(
     origin: Header,
     due: Sequence[str],
     found: Mapping[str, bytes],
-    chain: Sequence[Any],
+    behind: canvas.Tasks | None,
     grown: bool,
 ) -> None:
     outbox = outbox_of(app, origin, grown=grown)
@@ -120,8 +120,8 @@ def _follow(
             outbox.page(rest, found.get(rest))
         elif kind == "page":
             outbox.rest(rest, found.get(rest))
-        elif tasks := _carried(app, chain, origin.generation, key):
-            outbox.following(key, tasks)
+        elif behind and _is_due(behind[0], origin.generation, key):
+            outbox.following(key, behind)
         else:
             outbox.job(*split_job(rest))
 
@@ -166,16 +166,11 @@ def _order(key: str) -> int:
     return int(not key.startswith("failure "))
 
 
-def _carried(app: Celery, chain: Sequence[Any], generation: int, key: str) -> list[Signature]:
-    """The tasks of *chain* if the job that is due is the first of them, in this generation."""
-    if not chain:
-        return []
-    header = (chain[-1]["options"].get("headers") or {}).get(NAME) or {}
-    carried = header.get("gen"), job_due(header.get("page", ""), header.get("at", ""))
-    if carried != (generation, key):
-        return []
-    first, *rest = reversed(chain)
-    return [app.signature(first), *rest]  # what is behind it is carried on as it is
+def _is_due(task: Signature, generation: int, key: str) -> bool:
+    """Whether *key* is that of the job of *task*, and of this generation."""
+    header = (task.options.get("headers") or {}).get(NAME) or {}
+    due = job_due(header.get("page", ""), header.get("at", ""))
+    return bool(due == key and header["gen"] == generation)
 
 
 def unreadable(app: Celery, origin: Header, key: str, exc: Exception) -> None:
@@ -245,7 +240,9 @@ def complete(
     app = own.app
     if observers.heard(own, signals.clutch_step_settled):
         done = replace(done, settles=header.settles_alone())
-    done = replace(done, message=_message(own, header, done, chain)) if chain else done
+    behind = _behind(own, header, chain) if chain and done.next else None
+    if behind:
+        done = replace(done, message=_message(own, done, behind))
     answer = own.store.patiently(own.store.complete, done)
     if answer.fresh and event is not None:
         observers.emit(own, signals.clutch_job_finished, event)
@@ -255,24 +252,33 @@ def complete(
         handlers.finished(app, header.run, State.SUCCEEDED)
     if answer.due:
         origin = replace(header.origin, generation=answer.generation)
-        follow(app, origin, answer.due, answer.pages, chain, grown=answer.unusual)
+        follow(app, origin, answer.due, answer.pages, behind, grown=answer.unusual)
     return answer
 
 
-def _message(
-    own: Runtime, header: Header, done: Completion, chain: Sequence[Any]
-) -> tuple[str, bytes] | None:
+def _behind(own: Runtime, header: Header, chain: Sequence[Any]) -> canvas.Tasks | None:
+    """The tasks that are behind the job of *header* in its message; None if they cannot be read,
+    and the pages of the run have to say."""
+    try:
+        return canvas.carried(own.app, header, chain)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        logger.debug("what follows in run %s is read from the store", header.run, exc_info=True)
+        return None
+
+
+def _message(own: Runtime, done: Completion, behind: canvas.Tasks) -> tuple[str, bytes] | None:
     """The message of what is behind a job in its own, for a store that can send it at once.
 
     Observers are told first that the job has finished.
     """
-    if done.next is None or observers.heard(own, signals.clutch_job_finished):
+    if observers.heard(own, signals.clutch_job_finished) or is_plain(behind):
+        return None
+    if done.next is None or not _is_due(behind[0], done.generation, done.next[0]):
         return None
     try:
-        tasks = _carried(own.app, chain, header.generation, done.next[0])
-        return None if not tasks or is_plain(tasks) else publish.made(own.app, tasks)
+        return publish.made(own.app, behind)
     except Exception:
-        logger.debug("what follows in run %s is sent as usual", header.run, exc_info=True)
+        logger.debug("what follows in run %s is sent as usual", done.run, exc_info=True)
         return None
 
 

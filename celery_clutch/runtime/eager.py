@@ -40,7 +40,7 @@ def run(app: Celery, chains: Sequence[list[Signature]], *, now: bool = False) ->
 
 def _run(app: Celery, tasks: list[Signature]) -> None:
     task, *rest = tasks
-    collect = rest[0] if rest and rest[0].task == canvas.COLLECT else None
+    collect = rest[0] if rest and rest[0]["task"] == canvas.COLLECT else None
     try:
         result = _apply(task, plain=collect is not None)
     except NotRegistered as exc:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -57,7 +57,7 @@ class Outbox:
         self.attempts = attempts
         self.grown = grown
         self.loader = Loader(self.store, self.run, own.settings.window, decide)
-        self.chains: list[list[Signature]] = []
+        self.chains: list[canvas.Tasks] = []
         self._published: list[str] = []  # what is sent when all is sent
         self._later: dict[str, float] = {}  # what is due at a time of its own
         self._seen: set[str] = set()
@@ -115,7 +115,7 @@ class Outbox:
                     return
         self._published.append(job_due(page, address))
 
-    def following(self, key: str, tasks: list[Signature]) -> None:
+    def following(self, key: str, tasks: canvas.Tasks) -> None:
         """The rest of a chain, as the message before carried it."""
         before = len(self.chains)
         self.chains.append(tasks)
@@ -371,7 +371,7 @@ def _leads_to(start: Start) -> list[str]:
     return [key for item in start for key in pages.behind(item)]
 
 
-def is_plain(tasks: Sequence[Signature]) -> bool:
+def is_plain(tasks: canvas.Tasks) -> bool:
     """Whether the first of *tasks* is not a ClutchTask, and so does not say that it begins."""
     return len(tasks) > 1 and tasks[1]["task"] == canvas.COLLECT
 

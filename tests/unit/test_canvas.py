@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task, chord, group
+from celery.app.task import Context
 from celery.canvas import Signature
 from celery.exceptions import Ignore
 from hypothesis import given
@@ -45,10 +46,23 @@ def chains_of(starts: Any) -> list[pages.Chain]:
 
 
 def compiled(app: Celery, clutch: Clutch, *, page: str = pages.ROOT) -> list[Signature]:
-    """The tasks of every chain of a page."""
+    """The tasks of every chain of a page, as they are sent."""
     found = cut.paginate(clutch.plan).pages[page]
     compiler = Compiler(app, ORIGIN)
-    return [task for chain in chains_of(found) for task in compiler.chain(page, chain)]
+    return [task for chain in chains_of(found) for task in carried(compiler, page, chain)]
+
+
+def carried(
+    compiler: Compiler, page: str, chain: pages.Chain, *, due: bool = False
+) -> list[Signature]:
+    """The tasks of a chain, each as it is sent when the one before it has ended."""
+    first, *behind = compiler.chain(page, chain, due=due)
+    found = [first]
+    while behind:
+        message = json.loads(json.dumps(behind[::-1]))
+        task, *behind = canvas.carried(compiler.app, header_of(found[-1]), message)
+        found.append(task)
+    return found
 
 
 def header_of(sig: Any) -> Header:
@@ -65,7 +79,7 @@ def test_every_job_is_one_task_with_its_header(root: Series) -> None:
         for chain in chains_of(starts):
             if any(item.job.prepend and item.previous for item in chain):
                 continue  # compiled with a result that is not there
-            tasks = compiler.chain(key, chain)
+            tasks = carried(compiler, key, chain)
             jobs = [task for task in tasks if task.task != canvas.COLLECT]
             assert [task.task for task in jobs] == [item.job.task for item in chain]
             following = [*(item.at for item in chain[1:]), ""]
@@ -80,14 +94,14 @@ def test_what_is_behind_a_job_is_due_until_its_message_begins(app: Celery) -> No
     chain = chains_of(cut.paginate(series(t, t, t).plan).pages[pages.ROOT])[0]
     compiler = Compiler(app, ORIGIN)
     for due in (False, True):
-        headers = [header_of(task) for task in compiler.chain("0", chain, due=due)]
+        headers = [header_of(task) for task in carried(compiler, "0", chain, due=due)]
         assert [header.next for header in headers] == ["1", "2", ""]
         assert [header.receipts for header in headers] == [
             ("job 0 0",) if due else (),
             ("job 0 1",),
             ("job 0 2",),
         ]
-    assert [header_of(task).at for task in compiler.chain("0", chain[1:])] == ["1", "2"]
+    assert [header_of(task).at for task in carried(compiler, "0", chain[1:])] == ["1", "2"]
 
 
 def test_the_end_of_a_branch_carries_what_it_counts_towards(app: Celery) -> None:
@@ -122,7 +136,9 @@ def test_no_job_of_ours_keeps_a_result_in_celerys_backend(app: Celery) -> None:
 def test_what_a_run_has_in_common_is_in_every_header(app: Celery) -> None:
     origin = Header("r", 3, expires=2e9, context={"trace": "x"})
     compiler = Compiler(app, origin)
-    for task in compiler.chain("0", (Item("0", Job("t")), Item("1", Job("plain", plain=True)))):
+    jobs = Job("t"), Job("t"), Job("plain", plain=True)
+    chain = tuple(Item(str(index), job) for index, job in enumerate(jobs))
+    for task in carried(compiler, "0", chain):
         assert (header_of(task).expires, header_of(task).context) == (2e9, {"trace": "x"})
     (plain, _) = compiler.chain("0", (Item("0", Job("plain", plain=True)),))
     assert plain.options["expires"].startswith("2033-05-18T03:33:20")
@@ -353,6 +369,48 @@ def test_copies_of_a_chain_are_sent_with_the_same_ids(app: Celery) -> None:
     assert len({one.headers["id"], *ids[0]}) == 4  # the plain task, and what collects its value
 
 
+def test_what_is_behind_a_job_is_short(app: Celery) -> None:
+    t = tasks_of(app).t
+    series(t.s(0), t.s(1), t.s(2)).engage()
+    series(t.s(0), t.s(1).set(task_id="mine", queue="q", headers={"x": 1}), t.s(2, a=3)).engage()
+    one, two = sent(app)
+    options = {"task_id": None}
+    assert one.payload[2]["chain"] == [
+        {"task": "t", "args": [2], "options": options, NAME: {"at": "2", "prev": "1"}},
+        {"task": "t", "args": [1], "options": options, NAME: {"at": "1", "prev": "0"}},
+    ]
+    task, last = behind(app, two)
+    assert (task.options["task_id"], task.options["queue"]) == ("mine", "q")
+    assert task.options["headers"].keys() == {"x", NAME}
+    assert "ignore_result" not in task.options  # whoever has given it an id looks it up
+    assert last["kwargs"] == {"a": 3}
+
+
+def test_what_is_behind_a_task_that_is_not_ours_is_whole(app: Celery) -> None:
+    # Celery makes another chain of it when the task replaces itself.
+    tasks = tasks_of(app)
+    series(tasks.t, tasks.t, tasks.plain, tasks.t).engage()
+    (message,) = sent(app)
+    found = message.payload[2]["chain"][::-1]
+    assert [(each["task"], canvas.is_abbreviated(each)) for each in found] == [
+        ("t", True),
+        ("plain", False),
+        (canvas.COLLECT, False),
+        ("t", False),
+    ]
+    for task in found[1:]:
+        assert app.signature(task).clone().options == task["options"]
+
+
+def test_celery_can_fail_what_is_behind_a_job(app: Celery) -> None:
+    t = tasks_of(app).t
+    series(t.s(), t.s(), t.s().set(task_id="mine")).engage()
+    (message,) = sent(app)
+    request = Context(message.headers, chain=message.payload[2]["chain"])
+    app.backend.mark_as_failure("id", ValueError("no"), request=request)
+    assert app.AsyncResult("mine").state == "FAILURE"  # as with any chain
+
+
 def test_what_has_no_header_has_an_id_of_its_own(app: Celery) -> None:
     t = tasks_of(app).t
     publish.send(app, [[t.s()], [t.s()]])
@@ -444,6 +502,12 @@ def run_of(message: Any) -> str:
     return message.headers[NAME]["run"]
 
 
+def behind(app: Celery, message: Any) -> list[Any]:
+    """What is sent when the job of *message* has ended."""
+    header = Header.from_dict(message.headers[NAME])
+    return canvas.carried(app, header, message.payload[2]["chain"])
+
+
 @pytest.mark.parametrize(
     ("make", "tasks"),
     [
@@ -481,9 +545,9 @@ def test_options_of_engage_are_for_the_start_alone(app: Celery) -> None:
         "both": 1,
     }
     assert message.headers[NAME]["at"] == "0"
-    (following,) = message.payload[2]["chain"]
-    assert not {"countdown", "priority"} & set(following["options"])
-    assert set(following["options"]["headers"]) == {NAME}
+    (following,) = behind(app, message)
+    assert not {"countdown", "priority"} & set(following.options)
+    assert set(following.options["headers"]) == {NAME}
 
 
 def test_options_of_engage_reach_every_first_message(app: Celery) -> None:
@@ -500,9 +564,9 @@ def test_engaging_again_sends_other_ids(app: Celery) -> None:
     one, two = sent(app)
     assert one.headers["id"] != two.headers["id"]
     assert run_of(one) != run_of(two)
-    assert one.payload[2]["chain"][0]["options"].get("task_id") != two.payload[2]["chain"][0][
-        "options"
-    ].get("task_id", "")
+    publish.send(app, [behind(app, one), behind(app, two)])
+    three, four = sent(app)
+    assert three.headers["id"] != four.headers["id"]
 
 
 def test_when_nothing_can_be_sent_nothing_is_stored() -> None:
