@@ -71,9 +71,8 @@ class _Maker:
         return found
 
 
-def of(app: Celery) -> Direct:
-    """What makes the messages of *app*."""
-    own = runtime(app)
+def of(own: Runtime) -> Direct:
+    """What makes the messages of an app."""
     if own.direct is None:
         own.direct = Direct(own)
     direct: Direct = own.direct
@@ -85,13 +84,13 @@ def send(app: Celery, publish: Publish) -> bool:
 
     If it was not, all of it is to be sent as usual, and some of it may come twice.
     """
+    own = runtime(app)
     try:
-        found = of(app).made(publish)
+        found = of(own).made(publish)
         if found is None:
             return False
-        store = runtime(app).store
         for queue, messages in found.items():
-            store.push(queue, messages)
+            own.store.push(queue, messages)
     except UNSENT:
         return False
     return True

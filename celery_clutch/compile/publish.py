@@ -21,6 +21,7 @@ from celery.exceptions import Ignore, Reject
 from kombu.exceptions import OperationalError
 
 from ..errors import ConfigurationError
+from ..extend.plugins import Runtime
 from ..extend.settings import quoted
 from . import compat, direct
 from .header import NAME
@@ -50,9 +51,9 @@ def send(app: Celery, chains: Chains, options: Mapping[str, Any] | None = None) 
             return
 
 
-def made(app: Celery, chain: list[Signature]) -> tuple[str, bytes] | None:
+def made(own: Runtime, chain: list[Signature]) -> tuple[str, bytes] | None:
     """The message of *chain*, behind the key of its queue, for a store that can send it."""
-    found = direct.of(app).made(partial(_publish_all, app, [_message(chain, {})]))
+    found = direct.of(own).made(partial(_publish_all, own.app, [_message(chain, {})]))
     if found is None or [len(messages) for messages in found.values()] != [1]:
         return None
     ((queue, (message,)),) = found.items()

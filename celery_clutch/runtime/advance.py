@@ -276,7 +276,7 @@ def _message(own: Runtime, done: Completion, behind: canvas.Tasks) -> tuple[str,
     if done.next is None or not _is_due(behind[0], done.generation, done.next[0]):
         return None
     try:
-        return publish.made(own.app, behind)
+        return publish.made(own, behind)
     except Exception:
         logger.debug("what follows in run %s is sent as usual", done.run, exc_info=True)
         return None

@@ -15,7 +15,7 @@ from kombu import Exchange, Queue
 
 from celery_clutch import Clutch, ClutchTask
 from celery_clutch.compile import direct
-from celery_clutch.extend.plugins import forget_runtime
+from celery_clutch.extend.plugins import forget_runtime, runtime
 from celery_clutch.model.status import State
 from celery_clutch.stores.base import Completion, StoreOptions
 from celery_clutch.stores.redis import RedisStore
@@ -126,7 +126,7 @@ def test_a_connection_that_was_closed_leaves_messages_to_kombu(
     client = redis.Redis.from_url(redis_url, client_name="spared")
     clutch = Clutch(app.signature("step", (1,)), app=app)
     runs = [clutch.engage()]
-    assert direct.of(app).possible
+    assert direct.of(runtime(app)).possible
     database = client.client_info()["db"]
     for each in client.client_list():
         if int(each["db"]) == database and each["name"] != "spared":

@@ -1,10 +1,11 @@
 -- ARGV: ..., address, "generation owner limit turn attempts-before page lapsed", receipt...
--- Returns {verdict (1 run, 2 done, 3 drop, 4 give up, 5 busy), held or owner}; nil if locked.
+-- Returns the verdict (1 run, 2 done, 3 drop, 4 give up, 5 busy), or {verdict, held or owner}; nil if
+-- locked.
 local generation, name, limit, turn, before, page, lapsed =
   ARGV[5]:match('^(%-?%d+) (%S+) (%d+) (%d+) (%d+) (%S*) (%S*)$')
 local head = read_head()
 if not head or head.state == 'CANCELLED' or head.generation ~= number(generation) then
-  return {3}
+  return 3
 end
 if locked(head.lock) then
   return false
@@ -17,15 +18,15 @@ local lease = redis.call('HGET', LEASES, address)
 
 local function decide()
   if done then
-    return {2}
+    return 2
   end
   if head.state == 'SUCCEEDED' then
-    return {3}
+    return 3
   end
   if marks[1] then
     local attempt, final = failure_flags(marks[1])
     if final or attempt > number(before) then
-      return {3}
+      return 3
     end
   end
   if marks[2] then
@@ -43,12 +44,12 @@ local function decide()
       return {5, owner}
     end
     if lapses >= number(limit) then
-      return {4}
+      return 4
     end
   end
   local row = table.concat({name, turn, lapses, now, page}, ' ')
   redis.call('HSET', LEASES, address, row)
-  return {1}
+  return 1
 end
 
 local answer = decide()

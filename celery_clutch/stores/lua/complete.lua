@@ -4,11 +4,12 @@
 --       (key of a change, 1 to set or 0 to delete, value)...
 -- WIDTH is a number, '+' if it counts although it waits for one result, and behind a blank its gate.
 -- SETTLES is 0, or 1, step, member, width. TURN is 0, or 1, parallel, branch, limit, width.
--- Returns {remaining or -1, fresh, generation, succeeded, settled, due, pages}; nil if locked; 0 where
--- the rules have to decide: the run is marked so, or all its jobs are done or skipped.
+-- Returns {"<remaining or -1> <fresh> <generation> <succeeded>", settled, due, pages}, of which the text
+-- alone if the rest is empty; nil if locked; 0 where the rules have to decide: the run is marked so, or
+-- all its jobs are done or skipped.
 local head = read_head()
 if not head then
-  return {-1, 0, 0, 0, {}, {}, {}}
+  return '-1 0 0 0'
 end
 if locked(head.lock) then
   return false
@@ -18,8 +19,11 @@ local event = {head = head, cause = address, made = {}, settled = {}}
 
 local function answer(fresh, due)
   local succeeded = head.state == 'SUCCEEDED' and token ~= '' and head.ender == token
-  return {head.left, fresh, head.generation, succeeded and 1 or 0, event.settled, due,
-    pages_of(due)}
+  local numbers = table.concat({head.left, fresh, head.generation, succeeded and 1 or 0}, ' ')
+  if #due == 0 and #event.settled == 0 then
+    return numbers
+  end
+  return {numbers, event.settled, due, pages_of(due)}
 end
 
 -- The job has its result: its failure no longer counts.
