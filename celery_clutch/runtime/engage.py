@@ -65,7 +65,7 @@ def _run_now(outbox: Outbox) -> None:
 def _send(prepared: Prepared, options: Mapping[str, Any], *, named: bool) -> None:
     """Send the first page where that is small, else what expands it in a worker."""
     app, store = prepared.app, runtime(prepared.app).store
-    outbox = advance.outbox_of(app, prepared.origin)
+    outbox = advance.outbox_of(app, prepared.origin, grown=False)
     if pages.is_direct(prepared.first):
         outbox.page(pages.ROOT, prepared.encoded[pages.ROOT])
     else:

@@ -137,6 +137,27 @@ def test_a_connection_that_was_closed_leaves_messages_to_kombu(
         run.forget()
 
 
+def test_to_engage_takes_a_script_and_a_message(
+    make_app: Callable[..., Celery], redis_url: str, queue: str
+) -> None:
+    app = make_app()
+    client = redis.Redis.from_url(redis_url)
+    clutch = Clutch(app.signature("step", (1,)), app=app)
+    runs = [clutch.engage()]
+    sent: list[str] = []
+    with client.monitor() as monitor:
+        runs.append(clutch.engage())
+        client.echo(queue)
+        for each in monitor.listen():
+            if each["command"] == f"ECHO {queue}":
+                break
+            if each["client_type"] != "lua" and (runs[1].id in each["command"]):
+                sent.append(each["command"].split()[0])
+    assert sent == ["EVALSHA", "LPUSH"]
+    for run in runs:
+        run.forget()
+
+
 # --- in the step that records a result ----------------------------------------------------------
 
 
