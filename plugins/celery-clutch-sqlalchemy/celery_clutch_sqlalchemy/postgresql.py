@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +35,6 @@ from sqlalchemy.exc import DBAPIError
 from .schema import runs
 from .store import SQLAlchemyStore, replacing
 
-_KEPT = (State.RUNNING, State.SUCCEEDED, State.FAILED)  # a cancelled run as one that failed
 _UNUSUAL = -2  # what remains, as a function says it where the rules have to decide
 _RECHECK = 10.0  # seconds after which a waiting client looks at the state itself
 _OLD = ("42P01", "42703", "42883", "3F000")  # no such table, column, function or schema
@@ -58,6 +57,7 @@ class PostgreSQLStore(SQLAlchemyStore):
 
     def __init__(self, url: str, options: StoreOptions = StoreOptions()) -> None:
         super().__init__(url, options)
+        self._kept = {state.value: options.kept(state) for state in State}
         self._listens = self._own.get("clutch_listen") != "0"
 
     def _begin(self, connection: Connection) -> None:
@@ -88,19 +88,33 @@ class PostgreSQLStore(SQLAlchemyStore):
     def begin(self, claim: Claim) -> Begun:
         if claim.unless:
             return super().begin(claim)
-        verdict, held, who = self._call(
-            *("begin", claim.run, claim.address, claim.generation, claim.owner, claim.limit),
-            *(claim.turn, claim.page, list(claim.receipts), claim.lapsed),
-        )
-        return Begun(Verdict(verdict), held, who)
+        told = {
+            **self._told(claim.run, claim.address),
+            "generation": claim.generation,
+            "owner": claim.owner,
+            "limit": claim.limit,
+            "turn": claim.turn,
+            "page": claim.page,
+            "receipts": claim.receipts,
+            "lapsed": claim.lapsed,
+        }
+        verdict, held, who = self._call("SELECT * FROM clutch_begin(%s)", told)
+        return Begun(Verdict(verdict), held, who or "")
 
     def complete(self, done: Completion) -> Completed:
         if not done.is_usual or done.is_gated:
             return super().complete(done)
-        told = {"settles": done.settles, "barriers": done.barriers, "next": done.next}
+        told = {
+            **self._told(done.run, done.address),
+            "token": done.token,
+            "changed": list(done.changes),
+            "settles": done.settles,
+            "barriers": done.barriers,
+            "next": done.next,
+        }
+        changes = list(done.changes.values()) or None
         remaining, fresh, generation, succeeded, settled, due, keys, pages = self._call(
-            *("complete", done.run, done.address, done.value, done.token, done.info),
-            *(list(done.changes), list(done.changes.values()), orjson.dumps(told).decode()),
+            "CALL clutch_complete(%s, %s, %s, %s)", told, done.value, done.info, changes
         )
         if remaining == _UNUSUAL:
             return super().complete(done)
@@ -112,22 +126,51 @@ class PostgreSQLStore(SQLAlchemyStore):
     def fail(self, failed: Attempted) -> Failed:
         if failed.final and failed.tolerances:
             return super().fail(failed)
-        told = {"settles": failed.settles, "turns": failed.turns, "retry": failed.retry}
+        told = {
+            **self._told(failed.run, failed.address),
+            "generation": failed.generation,
+            "attempt": failed.attempt,
+            "final": int(failed.final),
+            "token": failed.token,
+            "settles": failed.settles,
+            "turns": failed.turns,
+            "retry": failed.retry,
+        }
         recorded, died, settled, due, keys, pages = self._call(
-            *("fail", failed.run, failed.address, failed.generation, failed.failure),
-            *(failed.attempt, int(failed.final), failed.token, orjson.dumps(told).decode()),
+            "SELECT * FROM clutch_fail(%s, %s)", told, failed.failure
         )
         if recorded is None:
             return super().fail(failed)
         found = dict(zip(keys, pages, strict=True))
         return Failed(recorded, died, tuple(settled), tuple(due), found)
 
-    def _call(self, function: str, *args: Any) -> Any:
-        """The row that *function* answers; one transaction."""
-        kept = [self.options.kept(state) for state in _KEPT]
-        sent = (self.options.prefix, *args, time.time(), *kept, f"{self.lock_timeout}s")
-        query = f"SELECT * FROM clutch_{function}({', '.join(['%s'] * len(sent))})"
-        return self._do(lambda connection: connection.exec_driver_sql(query, sent).one())
+    def _told(self, run: str, address: str) -> dict[str, Any]:
+        """What each call is told."""
+        return {
+            "prefix": self.options.prefix,
+            "run": run,
+            "address": address,
+            "now": time.time(),
+            "kept": self._kept,
+            "wait": f"{self.lock_timeout}s",
+        }
+
+    def _call(self, query: str, told: Mapping[str, Any], *more: Any) -> Any:
+        """The row that *query* answers, which is one call."""
+        sent = (orjson.dumps(told).decode(), *more)
+        with self._connection() as connection:
+            # The driver itself: SQLAlchemy's part of it would take as long again.
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            try:
+                return driver.execute(query, sent).fetchone()
+            except psycopg.Error as exc:
+                if driver.closed:  # the others may be so, too
+                    connection.invalidate(exc)
+                    connection.engine.dispose()
+                raise DBAPIError(
+                    query, None, exc, connection_invalidated=connection.invalidated
+                ) from exc
 
     # --- waiting ----------------------------------------------------------------------------
 

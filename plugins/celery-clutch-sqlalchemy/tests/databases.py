@@ -81,16 +81,26 @@ def plain(url: str, **options: Any) -> Iterator[Connection]:
 
 @contextmanager
 def statements() -> Iterator[list[str]]:
-    """What is sent to any database meanwhile; what the driver adds of its own is not in it."""
+    """What is sent to any database meanwhile, by SQLAlchemy or straight to psycopg; what the driver
+    adds of its own is not in it."""
+    import psycopg  # some tests do without
+
     sent: list[str] = []
+    straight = psycopg.Connection.execute
 
     def note(_: Any, __: Any, statement: str, *___: Any) -> None:
         sent.append(statement)
 
+    def execute(self: Any, query: Any, *args: Any, **options: Any) -> Any:
+        sent.append(query)
+        return straight(self, query, *args, **options)
+
     event.listen(Engine, "before_cursor_execute", note)
+    psycopg.Connection.execute = execute  # type: ignore[method-assign]
     try:
         yield sent
     finally:
+        psycopg.Connection.execute = straight  # type: ignore[method-assign]
         event.remove(Engine, "before_cursor_execute", note)
 
 

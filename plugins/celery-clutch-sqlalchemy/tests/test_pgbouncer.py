@@ -126,6 +126,7 @@ def test_nothing_is_left_in_the_sessions(pooled: str) -> None:
         "SELECT count(*) FROM pg_prepared_statements": 0,
         "SELECT count(*) FROM pg_listening_channels()": 0,
         "SHOW lock_timeout": "0",
+        "SHOW synchronous_commit": "on",
     }
     for query, expected in queries.items():
         with ThreadPoolExecutor(SESSIONS) as pool:

@@ -36,7 +36,7 @@ from celery_clutch.stores.base import (
     Verdict,
 )
 from databases import SERVERS, open_store, plain, statements, until
-from sqlalchemy import Connection, Engine, event, make_url
+from sqlalchemy import Connection, make_url
 
 from celery_clutch_sqlalchemy.store import SQLAlchemyStore
 
@@ -207,6 +207,29 @@ def test_what_has_not_changed_is_not_written(store: SQLAlchemyStore) -> None:
     assert not [each for each in sent if each.startswith(("INSERT", "UPDATE", "DELETE"))]
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_what_is_answered_is_on_the_disk(migrated: Callable[[str], str], last: bool) -> None:
+    url = migrated("postgresql")
+    store = open_store(url, StoreOptions(f"disk-{time.time_ns()}"))
+    value = os.urandom(100_000)
+    store.create("r", b"", {}, 1 if last else 9)
+    calls: Calls = {
+        "complete": lambda: store.complete(Completion("r", "0", 0, value)),
+        "again": lambda: store.complete(Completion("r", "0", 0, value)),
+        "fail": lambda: store.fail(Attempted("r", "0", 0, value, 1, False)),
+    }
+    written = {"complete": len(value), "again": 0, "fail": 0 if last else len(value)}
+    with plain(url, isolation_level="AUTOCOMMIT") as observer:
+        for name, call in calls.items():
+            before = observer.exec_driver_sql("SELECT pg_current_wal_insert_lsn()").scalar()
+            call()
+            query = "SELECT pg_wal_lsn_diff(pg_current_wal_flush_lsn(), %s::pg_lsn)"
+            flushed = observer.exec_driver_sql(query, (before,)).scalar()
+            assert flushed is not None
+            assert flushed > written[name], name
+    store.close()
+
+
 # --- names and large things --------------------------------------------------------------------
 
 
@@ -305,20 +328,12 @@ def test_statements_of_a_job(store: SQLAlchemyStore, url: str) -> None:
     """One reads, whatever there is to read, and each that writes is needed; two are the
     transaction's own."""
     store.create("r", b"", {}, 9)
-    sent: list[str] = []
-
-    @event.listens_for(Engine, "before_cursor_execute")
-    def count(_: Any, __: Any, statement: str, *___: Any) -> None:
-        sent.append(statement)
-
     barriers = Barrier("a", 9, "page 1"), Barrier("b", 9, "page 2")
     more = {"settles": Settles("s", "m", 9), "barriers": barriers, "changes": {"k": b"1"}}
-    try:
+    with statements() as sent:
         assert begin(store, "0") is Verdict.RUN
         begun = len(sent)
         assert complete(store, "0", **more).fresh
-    finally:
-        event.remove(Engine, "before_cursor_execute", count)
     one_call = url.startswith("postgresql")
     assert (begun, len(sent) - begun) == ((1, 1) if one_call else (4, 6)), sent
 

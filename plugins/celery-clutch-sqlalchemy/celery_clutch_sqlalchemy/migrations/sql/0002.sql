@@ -1,8 +1,10 @@
 -- What is on the path of a job, each in one round trip and one transaction. The rules are those of
 -- celery_clutch.stores.machine, and so are the rows.
 --
--- Each function locks the row of the run first. Every statement of a volatile function sees what
--- others have committed before it (READ COMMITTED), so from there on a run has one writer.
+-- Each locks the row of the run first. Every statement of a volatile function sees what others have
+-- committed before it (READ COMMITTED), so from there on a run has one writer. What a call is about is
+-- one value of JSON, which costs less than many arguments; what is bytes is apart. Rows are looked for
+-- by all of their key: by a part of it, or by lists, a plan may go through all rows of a run.
 -- Parameters are p_, variables v_, what is returned o_. Times are those of the caller's clock.
 
 -- A run that is being written, the job by which it is, and what has come of it.
@@ -48,10 +50,13 @@ LANGUAGE plpgsql AS $$
 DECLARE
     v_number bigint;
 BEGIN
-    INSERT INTO clutch_rows AS old VALUES (p_id, p_kind, p_key, '1')
-    ON CONFLICT (run_id, kind, key)
-    DO UPDATE SET value = convert_to((clutch_text(old.value)::bigint + 1)::text, 'UTF8')
+    UPDATE clutch_rows SET value = convert_to((clutch_text(value)::bigint + 1)::text, 'UTF8')
+    WHERE run_id = p_id AND kind = p_kind AND key = p_key
     RETURNING clutch_text(value)::bigint INTO v_number;
+    IF v_number IS NULL THEN
+        v_number := 1;
+        INSERT INTO clutch_rows VALUES (p_id, p_kind, p_key, '1');
+    END IF;
     RETURN v_number;
 END $$;
 --;
@@ -65,37 +70,23 @@ BEGIN
 END $$;
 --;
 -- Locks a run. Its id is null if there is none.
-CREATE FUNCTION clutch_lock(
-    p_prefix text, p_run text, p_address text, p_now double precision, p_wait text
-) RETURNS clutch_work
+CREATE FUNCTION clutch_lock(p_told jsonb) RETURNS clutch_work
 LANGUAGE plpgsql AS $$
 DECLARE
+    v_set text := set_config('lock_timeout', p_told->>'wait', true);
+    v_now double precision := p_told->>'now';
     v_work clutch_work;
 BEGIN
-    PERFORM set_config('lock_timeout', p_wait, true);
     SELECT id, ends, remaining, state, generation, failing, dead, ender, ended_at,
-        p_address, p_now, '{}', '{}'
+        p_told->>'address', v_now, '{}', '{}'
     INTO v_work FROM clutch_runs
-    WHERE prefix = p_prefix AND run = p_run AND expires_at > p_now FOR UPDATE;
-    v_work.at_time := clutch_now(p_now);
+    WHERE prefix = p_told->>'prefix' AND run = p_told->>'run' AND expires_at > v_now FOR UPDATE;
+    v_work.at_time := clutch_now(v_now);
     RETURN v_work;
 END $$;
 --;
--- Seconds a run is kept that is in this state.
-CREATE FUNCTION clutch_kept(
-    p_state text, p_ttl double precision, p_result_ttl double precision,
-    p_failed_ttl double precision
-) RETURNS double precision
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT CASE p_state WHEN 'RUNNING' THEN p_ttl WHEN 'SUCCEEDED' THEN p_result_ttl
-        ELSE p_failed_ttl END
-$$;
---;
--- Writes what is new of a run.
-CREATE FUNCTION clutch_touch(
-    p_work clutch_work, p_ttl double precision, p_result_ttl double precision,
-    p_failed_ttl double precision
-) RETURNS void
+-- Writes what is new of a run, which is kept for so many seconds by its state.
+CREATE FUNCTION clutch_touch(p_work clutch_work, p_kept jsonb) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE clutch_runs SET
@@ -105,8 +96,7 @@ BEGIN
         ended_at = CASE WHEN p_work.state IN ('FAILED', 'CANCELLED') THEN p_work.at_time
             ELSE p_work.ended_at END,
         updated_at = p_work.at_time,
-        expires_at = p_work.at_time
-            + clutch_kept(p_work.state, p_ttl, p_result_ttl, p_failed_ttl)
+        expires_at = p_work.at_time + (p_kept->>p_work.state)::double precision
     WHERE id = p_work.id;
 END $$;
 --;
@@ -154,11 +144,15 @@ DECLARE
     v_id bigint := p_work.id;
     v_step text := p_settles->>'step';
     v_key text := v_step || '/' || (p_settles->>'member');
-    v_new boolean := clutch_get(v_id, 'member', v_key) IS NULL;
+    v_new boolean;
     v_count bigint;
 BEGIN
-    IF NOT p_failed OR v_new THEN
-        PERFORM clutch_put(v_id, 'member', v_key, CASE WHEN p_failed THEN 'failed' ELSE 'done' END);
+    INSERT INTO clutch_rows
+    VALUES (v_id, 'member', v_key, CASE WHEN p_failed THEN 'failed' ELSE 'done' END::bytea)
+    ON CONFLICT DO NOTHING;
+    v_new := FOUND;
+    IF NOT p_failed AND NOT v_new THEN
+        PERFORM clutch_put(v_id, 'member', v_key, 'done');
     END IF;
     IF v_new THEN
         v_count := clutch_add(v_id, 'mark', 'settled ' || v_step);
@@ -253,81 +247,115 @@ BEGIN
     END IF;
 END $$;
 --;
+-- Writes the data of a run; what is null is deleted.
+CREATE FUNCTION clutch_change(p_id bigint, p_keys jsonb, p_values bytea[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_key text;
+    v_value bytea;
+BEGIN
+    FOR v_key, v_value IN
+        SELECT * FROM ROWS FROM (jsonb_array_elements_text(p_keys), unnest(p_values))
+    LOOP
+        IF v_value IS NULL THEN
+            DELETE FROM clutch_rows WHERE run_id = p_id AND kind = 'data' AND key = v_key;
+        ELSE
+            INSERT INTO clutch_rows VALUES (p_id, 'data', v_key, v_value)
+            ON CONFLICT (run_id, kind, key) DO UPDATE SET value = excluded.value;
+        END IF;
+    END LOOP;
+END $$;
+--;
 -- The verdicts are 1 run, 2 done, 3 drop, 4 give up, 5 busy.
 CREATE FUNCTION clutch_begin(
-    p_prefix text, p_run text, p_address text, p_generation bigint, p_owner text, p_limit bigint,
-    p_turn bigint, p_page text, p_receipts text[], p_lapsed text,
-    p_now double precision, p_ttl double precision, p_result_ttl double precision,
-    p_failed_ttl double precision, p_wait text,
-    OUT o_verdict integer, OUT o_held bytea, OUT o_owner text
+    p_told jsonb, OUT o_verdict integer, OUT o_held bytea, OUT o_owner text
 )
 LANGUAGE plpgsql AS $$
 DECLARE
+    v_set text := set_config('lock_timeout', p_told->>'wait', true);
+    v_now double precision := p_told->>'now';
+    v_address text := p_told->>'address';
+    v_turn bigint := p_told->>'turn';
+    v_receipt text := p_told->'receipts'->>0;
     v_id bigint;
-    v_now double precision;
     v_state text;
+    v_generation bigint;
+    v_updated double precision;
+    v_kept double precision;
+    v_due boolean;
+    v_done boolean;
     v_flags bigint[];
     v_lease text;
     v_lapses bigint := 0;
 BEGIN
     o_verdict := 3;
-    o_owner := '';
-    PERFORM set_config('lock_timeout', p_wait, true);
-    -- What a crash of the server takes back is begun again; and others wait for the run meanwhile.
-    PERFORM set_config('synchronous_commit', 'off', true);
-    UPDATE clutch_runs SET
-        updated_at = clutch_now(p_now),
-        expires_at = clutch_now(p_now) + clutch_kept(state, p_ttl, p_result_ttl, p_failed_ttl)
-    WHERE prefix = p_prefix AND run = p_run AND expires_at > p_now
-        AND state <> 'CANCELLED' AND generation = p_generation
-    RETURNING id, updated_at, state INTO v_id, v_now, v_state;
-    IF v_id IS NULL THEN
+    SELECT id, state, generation, updated_at INTO v_id, v_state, v_generation, v_updated
+    FROM clutch_runs
+    WHERE prefix = p_told->>'prefix' AND run = p_told->>'run' AND expires_at > v_now FOR UPDATE;
+    IF v_id IS NULL OR v_state = 'CANCELLED' OR v_generation <> (p_told->>'generation')::bigint THEN
         RETURN;
     END IF;
-    IF p_receipts <> '{}' THEN
-        DELETE FROM clutch_rows
-        WHERE run_id = v_id AND kind = 'due' AND key = ANY (p_receipts);
+    v_now := clutch_now(v_now);
+    v_kept := p_told->'kept'->>v_state;
+    IF abs(v_now - v_updated) > least(1, v_kept / 100) THEN -- not with every job
+        UPDATE clutch_runs SET updated_at = v_now, expires_at = v_now + v_kept WHERE id = v_id;
     END IF;
-    IF EXISTS (
-        SELECT FROM clutch_rows
-        WHERE run_id = v_id AND kind = 'result' AND key = p_address
-    ) THEN
+    SELECT
+        EXISTS (SELECT FROM clutch_rows
+            WHERE run_id = v_id AND kind = 'due' AND key = v_receipt),
+        EXISTS (SELECT FROM clutch_rows
+            WHERE run_id = v_id AND kind = 'result' AND key = v_address),
+        clutch_flags((SELECT value FROM clutch_rows
+            WHERE run_id = v_id AND kind = 'failure' AND key = v_address)),
+        (SELECT value FROM clutch_rows
+            WHERE run_id = v_id AND kind = 'held' AND key = v_address),
+        clutch_text((SELECT value FROM clutch_rows
+            WHERE run_id = v_id AND kind = 'lease' AND key = v_address))
+    INTO v_due, v_done, v_flags, o_held, v_lease;
+    IF v_due OR jsonb_array_length(p_told->'receipts') > 1 THEN
+        FOR v_receipt IN SELECT jsonb_array_elements_text(p_told->'receipts') LOOP
+            DELETE FROM clutch_rows WHERE run_id = v_id AND kind = 'due' AND key = v_receipt;
+        END LOOP;
+    END IF;
+    IF v_done THEN
         o_verdict := 2;
+        o_held := NULL;
         RETURN;
     END IF;
-    IF v_state = 'SUCCEEDED' THEN
+    IF v_state = 'SUCCEEDED' OR v_flags[2] = 1 OR v_flags[1] > v_turn / 100 THEN
+        o_held := NULL;
         RETURN;
     END IF;
-    v_flags := clutch_flags(clutch_get(v_id, 'failure', p_address));
-    IF v_flags[2] = 1 OR v_flags[1] > p_turn / 100 THEN
-        RETURN;
-    END IF;
-    o_held := clutch_get(v_id, 'held', p_address);
     IF o_held IS NOT NULL THEN
         o_verdict := 1;
-        RETURN;
-    END IF;
-    v_lease := clutch_text(clutch_get(v_id, 'lease', p_address));
-    IF v_lease IS NOT NULL THEN
+    ELSIF v_lease IS NULL THEN
+        o_verdict := 1;
+        INSERT INTO clutch_rows VALUES (v_id, 'lease', v_address, convert_to(
+            concat_ws(' ', p_told->>'owner', v_turn, 0, v_now, p_told->>'page'), 'UTF8'
+        ));
+    ELSE
         v_lapses := split_part(v_lease, ' ', 3)::bigint;
-        IF p_turn <= split_part(v_lease, ' ', 2)::bigint THEN
-            IF split_part(v_lease, ' ', 1) NOT IN (p_lapsed, '-') THEN
+        IF v_turn <= split_part(v_lease, ' ', 2)::bigint THEN
+            IF split_part(v_lease, ' ', 1) NOT IN (p_told->>'lapsed', '-') THEN
                 o_verdict := 5;
                 o_owner := split_part(v_lease, ' ', 1);
                 RETURN;
             END IF;
             v_lapses := v_lapses + 1;
         END IF;
-        IF v_lapses >= p_limit THEN
+        IF v_lapses >= (p_told->>'limit')::bigint THEN
             o_verdict := 4;
             RETURN;
         END IF;
+        o_verdict := 1;
+        PERFORM clutch_put(
+            v_id, 'lease', v_address,
+            concat_ws(' ', p_told->>'owner', v_turn, v_lapses, v_now, p_told->>'page')
+        );
     END IF;
-    o_verdict := 1;
-    PERFORM clutch_put(
-        v_id, 'lease', p_address,
-        concat_ws(' ', p_owner, p_turn, v_lapses, v_now, p_page)
-    );
+    -- That a job begins may be lost when the server crashes: it begins again. All else that is
+    -- answered is for good.
+    v_set := set_config('synchronous_commit', 'off', true);
 END $$;
 --;
 -- Whether the rules of the other stores have to decide what a job of the run does: the run is marked
@@ -342,58 +370,67 @@ BEGIN
 END $$;
 --;
 -- Answers -2 as what remains, and does nothing, if the run is unusual.
-CREATE FUNCTION clutch_complete(
-    p_prefix text, p_run text, p_address text, p_value bytea, p_token text, p_info bytea,
-    p_keys text[], p_values bytea[], p_told jsonb,
-    p_now double precision, p_ttl double precision, p_result_ttl double precision,
-    p_failed_ttl double precision, p_wait text,
-    OUT o_remaining bigint, OUT o_fresh boolean, OUT o_generation bigint, OUT o_succeeded boolean,
-    OUT o_settled text[], OUT o_due text[], OUT o_keys text[], OUT o_pages bytea[]
+--
+-- These are two transactions. The first does not wait for the disk, so that another job has the run
+-- meanwhile. The second does, and those of several jobs wait together: what is answered is for good.
+-- What ends the run is so before others see it.
+CREATE PROCEDURE clutch_complete(
+    p_told jsonb, p_value bytea, p_info bytea, p_values bytea[],
+    INOUT o_remaining bigint = -1, INOUT o_fresh boolean = false, INOUT o_generation bigint = 0,
+    INOUT o_succeeded boolean = false, INOUT o_settled text[] = '{}', INOUT o_due text[] = '{}',
+    INOUT o_keys text[] = '{}', INOUT o_pages bytea[] = '{}'
 )
 LANGUAGE plpgsql AS $$
 DECLARE
-    v_work clutch_work := clutch_lock(p_prefix, p_run, p_address, p_now, p_wait);
+    v_address text := p_told->>'address';
+    v_token text := p_told->>'token';
+    v_work clutch_work := clutch_lock(p_told);
+    v_unusual boolean;
+    v_held boolean;
     v_failure bytea;
     v_flags bigint[];
     v_each jsonb;
+    v_set text;
 BEGIN
-    o_remaining := -1; o_fresh := false; o_generation := 0; o_succeeded := false;
-    o_settled := '{}'; o_due := '{}'; o_keys := '{}'; o_pages := '{}';
     IF v_work.id IS NULL THEN
         RETURN;
     END IF;
-    IF clutch_is_unusual(v_work) THEN
+    SELECT
+        NOT EXISTS (SELECT FROM clutch_rows
+            WHERE run_id = v_work.id AND kind = 'result' AND key = v_address),
+        EXISTS (SELECT FROM clutch_rows
+            WHERE run_id = v_work.id AND kind = 'barrier' AND key = 'unusual'),
+        EXISTS (SELECT FROM clutch_rows
+            WHERE run_id = v_work.id AND kind = 'held' AND key = v_address)
+    INTO o_fresh, v_unusual, v_held;
+    IF v_unusual OR (o_fresh AND v_work.remaining = 0) THEN
         o_remaining := -2;
+        o_fresh := false;
         RETURN;
     END IF;
-    INSERT INTO clutch_rows
-    VALUES (v_work.id, 'result', p_address, p_value), (v_work.id, 'info', p_address, p_info)
-    ON CONFLICT DO NOTHING;
-    o_fresh := FOUND;
     IF o_fresh THEN
+        INSERT INTO clutch_rows VALUES
+            (v_work.id, 'result', v_address, p_value), (v_work.id, 'info', v_address, p_info);
         DELETE FROM clutch_rows
-        WHERE run_id = v_work.id AND kind = 'lease' AND key = p_address;
-        DELETE FROM clutch_rows
-        WHERE run_id = v_work.id AND kind = 'held' AND key = p_address;
-        IF FOUND THEN
+        WHERE run_id = v_work.id AND kind = 'lease' AND key = v_address;
+        IF v_held THEN
             DELETE FROM clutch_rows
-            WHERE run_id = v_work.id AND kind = 'child' AND split_part(key, ' ', 1) = p_address;
+            WHERE run_id = v_work.id AND kind = 'held' AND key = v_address;
+            DELETE FROM clutch_rows
+            WHERE run_id = v_work.id AND kind = 'child' AND split_part(key, ' ', 1) = v_address;
         END IF;
-        IF p_keys <> '{}' THEN
-            DELETE FROM clutch_rows
-            WHERE run_id = v_work.id AND kind = 'data' AND key = ANY (p_keys);
-            INSERT INTO clutch_rows SELECT v_work.id, 'data', name, content
-            FROM unnest(p_keys, p_values) AS given (name, content) WHERE content IS NOT NULL;
+        IF p_values IS NOT NULL THEN
+            PERFORM clutch_change(v_work.id, p_told->'changed', p_values);
         END IF;
         IF v_work.failing <> 0 OR v_work.dead <> 0 THEN
-            v_failure := clutch_get(v_work.id, 'failure', p_address);
+            v_failure := clutch_get(v_work.id, 'failure', v_address);
         END IF;
         IF v_failure IS NOT NULL THEN
             v_flags := clutch_flags(v_failure);
             v_work := clutch_count(v_work, v_flags[2], -1);
             UPDATE clutch_rows SET value = convert_to(v_flags[1] || ' ' || v_flags[2] || ' 1', 'UTF8')
                 || substring(value FROM position('\x0a'::bytea IN value))
-            WHERE run_id = v_work.id AND kind = 'failure' AND key = p_address;
+            WHERE run_id = v_work.id AND kind = 'failure' AND key = v_address;
             IF v_work.state = 'FAILED' AND v_work.dead = 0 THEN
                 v_work.state := 'RUNNING'; v_work.ender := ''; v_work.ended_at := NULL;
             END IF;
@@ -423,29 +460,38 @@ BEGIN
         END LOOP;
         v_work.remaining := v_work.remaining - 1;
         IF v_work.remaining = 0 AND v_work.state = 'RUNNING' THEN
-            v_work := clutch_end(v_work, 'SUCCEEDED', p_token, 'end SUCCEEDED');
+            v_work := clutch_end(v_work, 'SUCCEEDED', v_token, 'end SUCCEEDED');
         END IF;
-        PERFORM clutch_touch(v_work, p_ttl, p_result_ttl, p_failed_ttl);
+        PERFORM clutch_touch(v_work, p_told->'kept');
     END IF;
     o_remaining := v_work.remaining;
     o_generation := v_work.generation;
-    o_succeeded := v_work.state = 'SUCCEEDED' AND p_token <> '' AND v_work.ender = p_token;
+    o_succeeded := v_work.state = 'SUCCEEDED' AND v_token <> '' AND v_work.ender = v_token;
     o_settled := v_work.settled;
-    SELECT * INTO o_due, o_keys, o_pages FROM clutch_due(v_work, o_fresh, '');
+    IF NOT o_fresh OR v_work.made <> '{}' THEN
+        SELECT * INTO o_due, o_keys, o_pages FROM clutch_due(v_work, o_fresh, '');
+    END IF;
+    IF o_remaining > 0 THEN
+        v_set := set_config('synchronous_commit', 'off', true);
+        COMMIT;
+        v_set := pg_logical_emit_message(true, 'clutch', ''); -- something to commit
+    END IF;
 END $$;
 --;
 -- Answers null, and does nothing, if the run is unusual.
 CREATE FUNCTION clutch_fail(
-    p_prefix text, p_run text, p_address text, p_generation bigint, p_failure bytea,
-    p_attempt bigint, p_final bigint, p_token text, p_told jsonb,
-    p_now double precision, p_ttl double precision, p_result_ttl double precision,
-    p_failed_ttl double precision, p_wait text,
+    p_told jsonb, p_failure bytea,
     OUT o_recorded boolean, OUT o_died boolean,
     OUT o_settled text[], OUT o_due text[], OUT o_keys text[], OUT o_pages bytea[]
 )
 LANGUAGE plpgsql AS $$
 DECLARE
-    v_work clutch_work := clutch_lock(p_prefix, p_run, p_address, p_now, p_wait);
+    v_address text := p_told->>'address';
+    v_generation bigint := p_told->>'generation';
+    v_attempt bigint := p_told->>'attempt';
+    v_final bigint := p_told->>'final';
+    v_token text := p_told->>'token';
+    v_work clutch_work := clutch_lock(p_told);
     v_known bigint[];
     v_finished integer;
     v_each jsonb;
@@ -459,53 +505,64 @@ BEGIN
         o_recorded := NULL;
         RETURN;
     END IF;
-    DELETE FROM clutch_rows WHERE run_id = v_work.id AND kind = 'lease' AND key = p_address;
-    IF v_work.generation <> p_generation THEN
+    DELETE FROM clutch_rows WHERE run_id = v_work.id AND kind = 'lease' AND key = v_address;
+    IF v_work.generation <> v_generation THEN
         RETURN;
     END IF;
-    v_known := clutch_flags(clutch_get(v_work.id, 'failure', p_address));
+    v_known := clutch_flags(clutch_get(v_work.id, 'failure', v_address));
     -- A job that is dead stays so until it has a result.
-    o_recorded := (coalesce(v_known[1], 0), coalesce(v_known[2], 0)) < (p_attempt, p_final)
-        AND p_final >= coalesce(v_known[2], 0);
+    o_recorded := (coalesce(v_known[1], 0), coalesce(v_known[2], 0)) < (v_attempt, v_final)
+        AND v_final >= coalesce(v_known[2], 0);
     IF o_recorded THEN
         v_finished := EXISTS (
             SELECT FROM clutch_rows
-            WHERE run_id = v_work.id AND kind = 'result' AND key = p_address
+            WHERE run_id = v_work.id AND kind = 'result' AND key = v_address
         )::integer;
         IF v_known[3] = 0 THEN
             v_work := clutch_count(v_work, v_known[2], -1);
         END IF;
         INSERT INTO clutch_rows VALUES (
-            v_work.id, 'failure', p_address,
-            convert_to(concat_ws(' ', p_attempt, p_final, v_finished) || chr(10), 'UTF8')
+            v_work.id, 'failure', v_address,
+            convert_to(concat_ws(' ', v_attempt, v_final, v_finished) || chr(10), 'UTF8')
                 || p_failure
         ) ON CONFLICT (run_id, kind, key) DO UPDATE SET value = excluded.value;
         IF v_finished = 0 THEN
-            v_work := clutch_count(v_work, p_final, 1);
-            IF p_told->'retry' <> 'null' AND p_final = 0 AND v_work.state <> 'CANCELLED' THEN
+            v_work := clutch_count(v_work, v_final, 1);
+            IF p_told->'retry' <> 'null' AND v_final = 0 AND v_work.state <> 'CANCELLED' THEN
                 v_work := clutch_put_due(
                     v_work, p_told->'retry'->>0, (p_told->'retry'->>1)::double precision
                 );
             END IF;
-            IF p_final = 1 AND v_work.state = 'RUNNING' THEN
-                v_work := clutch_end(v_work, 'FAILED', p_token, 'death ' || p_address);
+            IF v_final = 1 AND v_work.state = 'RUNNING' THEN
+                v_work := clutch_end(v_work, 'FAILED', v_token, 'death ' || v_address);
             END IF;
         END IF;
         FOR v_each IN SELECT * FROM jsonb_array_elements(p_told->'settles') LOOP
             v_work := clutch_settle(v_work, v_each, true);
         END LOOP;
-        IF p_final = 1 AND v_finished = 0 THEN
+        IF v_final = 1 AND v_finished = 0 THEN
             FOR v_each IN SELECT * FROM jsonb_array_elements(p_told->'turns') LOOP
                 v_work := clutch_turn(v_work, v_each, true);
             END LOOP;
         END IF;
-        PERFORM clutch_touch(v_work, p_ttl, p_result_ttl, p_failed_ttl);
+        PERFORM clutch_touch(v_work, p_told->'kept');
     END IF;
-    o_died := v_work.state = 'FAILED' AND p_token <> '' AND v_work.ender = p_token;
+    o_died := v_work.state = 'FAILED' AND v_token <> '' AND v_work.ender = v_token;
     o_settled := v_work.settled;
     -- What a later attempt has made due, whoever has recorded that one sends.
-    IF o_recorded OR (v_known[1], v_known[2]) = (p_attempt, p_final) THEN
+    IF o_recorded OR (v_known[1], v_known[2]) = (v_attempt, v_final) THEN
         SELECT * INTO o_due, o_keys, o_pages
         FROM clutch_due(v_work, o_recorded, coalesce(p_told->'retry'->>0, ''));
     END IF;
 END $$;
+--;
+-- A run takes its rows with it.
+CREATE FUNCTION clutch_delete_rows() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM clutch_rows WHERE run_id = OLD.id;
+    RETURN NULL;
+END $$;
+--;
+CREATE TRIGGER clutch_delete_rows AFTER DELETE ON clutch_runs
+FOR EACH ROW EXECUTE FUNCTION clutch_delete_rows();
