@@ -9,16 +9,20 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from celery import Celery
+from celery import Celery, signals
 from celery import canvas as _canvas
 from celery._state import get_current_task, task_join_will_block
 from celery.app import base as _base
+from celery.app.amqp import AMQP
+from celery.app.routes import MapRoute, Router
 from celery.exceptions import ChordError, Ignore
+from celery.utils.saferepr import saferepr
 from celery.utils.time import maybe_make_aware
+from kombu import Producer, pools
 from kombu import exceptions as _kombu
-from kombu import pools
 
 if TYPE_CHECKING:
     App: TypeAlias = Celery[Any]
@@ -173,6 +177,66 @@ def sends_as_usual(task: Any) -> bool:
     kind = type(task)
     owners = {kind.apply_async.__module__, kind.shadow_name.__module__}
     return owners <= {"celery.app.task", "celery_clutch.runtime.task"}
+
+
+def is_watched(app: Celery) -> bool:
+    """Whether somebody looks at the messages of *app* when they are sent, or has changed how that
+    is done (as what instruments Celery and kombu does)."""
+    watched = (
+        signals.before_task_publish.receivers
+        or signals.after_task_publish.receivers
+        or signals.task_sent.receivers
+        or "send_task" in vars(app)
+    )
+    return bool(watched) or not (
+        _is_original(type(app).send_task, "celery.app.base")
+        and _is_original(AMQP.as_task_v2, "celery.app.amqp")
+        and _is_original(Producer.publish, "kombu.messaging")
+    )
+
+
+def makes_alike(app: Celery) -> bool:
+    """Whether messages of one task for one queue are alike but for what is in them of the job: no
+    router sees its arguments, and nothing is inherited from the task that sends it."""
+    amqp, conf = app.amqp, app.conf
+    return (
+        type(amqp) is AMQP
+        and amqp.Producer is Producer
+        and amqp.create_task_message == amqp.as_task_v2
+        and _is_original(amqp.send_task_message, "celery.app.amqp")
+        and type(amqp.router) is Router
+        and all(type(route) is MapRoute for route in amqp.router.routes)
+        and not conf.task_send_sent_event
+        and not conf.task_inherit_parent_priority
+    )
+
+
+def _is_original(function: Any, module: str) -> bool:
+    """Whether *function* is what *module* has defined; a wrapper says so of itself, too."""
+    return type(function) is FunctionType and function.__globals__["__name__"] == module
+
+
+def ancestors(app: Celery, task_id: str) -> tuple[str, str | None]:
+    """The ids of the root and of the parent of what is sent here with *task_id*."""
+    parent = app.current_worker_task
+    if parent is None:
+        return task_id, None
+    request = parent.request
+    return request.root_id or request.id or task_id, request.id
+
+
+def representing(app: Celery) -> Callable[[Any, Any], tuple[str, str]]:
+    """What makes the texts that messages have of arguments. (``task_repr_maxlevels`` is there since
+    5.7.)"""
+    levels = app.conf.get("task_repr_maxlevels")
+    more = {} if levels is None else {"maxlevels": levels}
+    amqp = app.amqp
+
+    def represent(args: Any, kwargs: Any) -> tuple[str, str]:
+        named = saferepr(kwargs, amqp.kwargsrepr_maxsize, **more) if kwargs else "{}"
+        return saferepr(args, amqp.argsrepr_maxsize, **more), named
+
+    return represent
 
 
 def fits(task: Any, args: Any, kwargs: Any) -> bool:

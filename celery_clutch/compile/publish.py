@@ -36,8 +36,7 @@ PATIENCE = 10.0
 Chains = Sequence[list[Signature]]
 """Tasks that are sent one behind the other, each list in a message of its own."""
 
-Messages = Sequence[tuple[Signature, dict[str, Any]]]
-"""First tasks, and the options to send them with."""
+Messages = Sequence[direct.Message]
 
 _IDS = uuid.UUID("b8f9f3d2-6c1b-4b7e-9d3f-0c5f1f0f7a51")
 
@@ -46,14 +45,15 @@ def send(app: Celery, chains: Chains, options: Mapping[str, Any] | None = None) 
     """Send *chains*; *options* are for their first tasks."""
     found = [_message(chain, options or {}) for chain in chains]
     for start in range(0, len(found), TOGETHER):
-        if not direct.send(app, partial(_publish_all, app, found[start : start + TOGETHER])):
+        some = found[start : start + TOGETHER]
+        if not direct.send(app, some, partial(_publish_one, app)):
             _send(app, found[start:])
             return
 
 
 def made(own: Runtime, chain: list[Signature]) -> tuple[str, bytes] | None:
     """The message of *chain*, behind the key of its queue, for a store that can send it."""
-    found = direct.of(own).made(partial(_publish_all, own.app, [_message(chain, {})]))
+    found = direct.of(own).made([_message(chain, {})], partial(_publish_one, own.app))
     if found is None or [len(messages) for messages in found.values()] != [1]:
         return None
     ((queue, (message,)),) = found.items()
@@ -197,11 +197,16 @@ def _message(
 
 
 def _publish_all(app: Celery, found: Messages, producer: Any, declared: set[Any]) -> None:
-    for signature, options in found:
-        route = signature.task, options.get("queue"), options.get("route_name")
-        declare: dict[str, Any] = {"declare": []} if route in declared else {}
-        declared.add(route)
-        _publish(app, signature, {**options, "producer": producer, **declare})
+    for message in found:
+        _publish_one(app, message, producer, declared)
+
+
+def _publish_one(app: Celery, message: direct.Message, producer: Any, declared: set[Any]) -> None:
+    signature, options = message
+    route = signature.task, options.get("queue"), options.get("route_name")
+    declare: dict[str, Any] = {"declare": []} if route in declared else {}
+    declared.add(route)
+    _publish(app, signature, {**options, "producer": producer, **declare})
 
 
 def _publish(app: Celery, signature: Signature, options: dict[str, Any]) -> None:

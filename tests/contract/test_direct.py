@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from base64 import b64decode
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import contextmanager, nullcontext
+from functools import partial, wraps
 from typing import Any
 
 import orjson
 import pytest
 import redis
 from celery import Celery
+from celery._state import _task_stack
+from celery.signals import after_task_publish, before_task_publish
 from kombu import Exchange, Queue
 
 from celery_clutch import Clutch, ClutchTask
-from celery_clutch.compile import direct
+from celery_clutch.compile import direct, publish
+from celery_clutch.compile.canvas import Compiler
+from celery_clutch.compile.header import Header
+from celery_clutch.compile.pages import Item
 from celery_clutch.extend.plugins import forget_runtime, runtime
+from celery_clutch.model.plan import Job
 from celery_clutch.model.status import State
 from celery_clutch.stores.base import Completion, StoreOptions
 from celery_clutch.stores.redis import RedisStore
@@ -69,12 +78,13 @@ def test_the_store_sends_what_kombu_sends(
 ) -> None:
     app = make_app(**conf)
 
-    def publish(producer: Any, declared: set[Any] | None = None) -> None:
+    def publish(producer: Any) -> None:
         app.tasks["step"].apply_async((1,), task_id="id", producer=producer, **options)
 
     with app.producer_pool.acquire() as producer:
         publish(producer)
-    assert direct.send(app, publish)
+    message = app.signature("step", (1,)), dict[str, Any]()
+    assert direct.send(app, [message], lambda _, producer, declared: publish(producer))
     client = redis.Redis.from_url(redis_url)
     (key,) = [key for key in client.keys(f"*{queue}*") if b"_kombu" not in key]
     by_store, by_kombu = map(orjson.loads, client.lrange(key, 0, -1))
@@ -98,7 +108,8 @@ def test_what_is_for_another_server_the_store_does_not_send(
     make_app: Callable[..., Celery], redis_url: str, conf: dict[str, Any]
 ) -> None:
     app = make_app(**{"clutch_store": redis_url, **conf})
-    assert not direct.send(app, lambda producer, declared: pytest.fail("it was published"))
+    messages = [(app.signature("step", (1,)), {})]
+    assert not direct.send(app, messages, lambda *_: pytest.fail("it was published"))
 
 
 @pytest.mark.parametrize(
@@ -113,10 +124,10 @@ def test_what_is_for_more_than_a_queue_the_store_does_not_send(
 ) -> None:
     app = make_app(task_queues=[Queue(queue, **options)])
 
-    def publish(producer: Any, declared: set[Any]) -> None:
+    def publish(message: direct.Message, producer: Any, declared: set[Any]) -> None:
         app.tasks["step"].apply_async((1,), producer=producer)
 
-    assert not direct.send(app, publish)
+    assert not direct.send(app, [(app.signature("step", (1,)), {})], publish)
 
 
 def test_a_connection_that_was_closed_leaves_messages_to_kombu(
@@ -135,6 +146,172 @@ def test_a_connection_that_was_closed_leaves_messages_to_kombu(
     assert client.llen(queue) == 2
     for run in runs:
         run.forget()
+
+
+# --- messages that are alike ----------------------------------------------------------------
+
+
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """The tasks of messages that are made as usual meanwhile, as somebody looks at them."""
+    seen: list[str] = []
+
+    def look(sender: str, **_: Any) -> None:
+        seen.append(sender)
+
+    before_task_publish.connect(look, weak=False)
+    yield seen
+    before_task_publish.disconnect(look)
+
+
+def made(app: Celery, *jobs: Job) -> dict[str, Any]:
+    """The message of a chain of jobs."""
+    chain = tuple(Item(str(index), job) for index, job in enumerate(jobs))
+    tasks = Compiler(app, Header("r", 2, context={"x": "y"})).chain("3", chain)
+    found = publish.made(runtime(app), tasks)
+    assert found is not None
+    message: dict[str, Any] = json.loads(found[1])
+    message["key"] = found[0]
+    message["body"] = json.loads(b64decode(message["body"]))
+    message["properties"].pop("delivery_tag")
+    return message
+
+
+JOBS = [
+    (Job("step", (1,)),),
+    (Job("step"),),
+    (Job("step", ("\ud83d",)),),
+    (Job("step", ("é\U0001f600", None, [1.5, {"a": "b" * 2000}]), {"value": 2, "more": []}),),
+    (Job("step", (1,)), Job("step", (2,)), Job("step", (3,), prepend=True)),
+    (Job("step", (1,)), Job("plain", (2,), plain=True), Job("step", (3,))),
+    (Job("step", (1,), options={"queue": "direct-other"}),),
+    (Job("step", (1,), options={"priority": 3}),),
+    (Job("step", (1,), options={"headers": {"mine": 1}}),),
+    (Job("step", (1,), options={"task_id": "mine"}),),
+    (Job("step", (1,), options={"link_error": [{"task": "step", "args": [], "options": {}}]}),),
+    (Job("step", (1,), options={"expires": "2033-05-18T03:33:20+00:00"}),),
+    (Job("elsewhere", (1,)),),
+    (Job("plain", (1,), plain=True),),
+]
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["outside", "in a task"])
+@pytest.mark.parametrize("conf", [{}, {"task_routes": {"st*": {"queue": "direct-routed"}}}])
+@pytest.mark.parametrize("jobs", JOBS)
+def test_what_is_like_others_is_what_celery_makes(
+    make_app: Callable[..., Celery], jobs: tuple[Job, ...], conf: dict[str, Any], inside: bool
+) -> None:
+    app = make_app(**conf)
+    made(app, Job("step", ("first",)))  # what others are made like
+    for _ in range(2):
+        with _running(app) if inside else nullcontext():
+            found = made(app, *jobs)
+            with watched() as seen:
+                assert made(app, *jobs) == found
+                assert seen == [jobs[0].task]
+
+
+@contextmanager
+def _running(app: Celery) -> Iterator[None]:
+    """A worker is running a task."""
+    task = app.tasks["step"]
+    task.push_request(id="id", root_id="root", called_directly=False)
+    _task_stack.push(task)
+    try:
+        yield
+    finally:
+        _task_stack.pop()
+        task.pop_request()
+
+
+def test_messages_are_copied_where_nobody_looks(make_app: Callable[..., Celery]) -> None:
+    app = make_app()
+    made(app, Job("step", (1,)))
+    (maker,) = direct.of(runtime(app))._idle
+    assert all(maker._envelopes.values())
+    publish_one = pytest.fail
+    signature = Compiler(app, Header("r", 0)).chain("0", (Item("1", Job("step", (2,))),))[0]
+    message = signature, {**signature.options, "task_id": "id"}
+    ((found,),) = maker.made([message], publish_one).values()
+    assert orjson.loads(found)["headers"]["clutch"]["at"] == "1"
+
+
+def _with_router(app: Celery, seen: list[str]) -> None:
+    def route(name: str, args: Any, *_: Any, **__: Any) -> None:
+        seen.append(name)
+
+    app.conf.task_routes = (route,)
+
+
+def _with_own_send_task(app: Celery, seen: list[str]) -> None:
+    usual = app.send_task
+
+    def send_task(name: str, *args: Any, **options: Any) -> Any:
+        seen.append(name)
+        return usual(name, *args, **options)
+
+    app.send_task = send_task  # type: ignore[method-assign]
+
+
+def _with_own_amqp(app: Celery, seen: list[str]) -> None:
+    usual = app.amqp.send_task_message
+
+    def send_task_message(producer: Any, name: str, *args: Any, **options: Any) -> Any:
+        seen.append(name)
+        return usual(producer, name, *args, **options)
+
+    app.amqp.__dict__["send_task_message"] = send_task_message
+
+
+def _with_signal(app: Celery, seen: list[str]) -> None:
+    after_task_publish.connect(lambda sender, **_: seen.append(sender), weak=False)
+
+
+@pytest.mark.parametrize(
+    ("look", "late"),
+    [
+        (_with_router, False),  # Celery, too, reads these when it sends its first message
+        (_with_own_amqp, False),
+        (_with_own_send_task, False),
+        (_with_own_send_task, True),
+        (_with_signal, False),
+        (_with_signal, True),
+    ],
+)
+def test_who_looks_at_messages_sees_all(
+    make_app: Callable[..., Celery], look: Callable[[Celery, list[str]], None], late: bool
+) -> None:
+    app = make_app()
+    seen: list[str] = []
+    receivers = list(after_task_publish.receivers or ())
+    try:
+        if late:
+            made(app, Job("step", (0,)))
+        look(app, seen)
+        for index in range(3):
+            made(app, Job("step", (index,)))
+        assert seen == ["step"] * 3
+    finally:
+        after_task_publish.receivers = receivers
+
+
+def test_who_has_wrapped_what_celery_sends_with_sees_all(
+    make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app()
+    seen: list[str] = []
+    usual = Celery.send_task
+
+    @wraps(usual)
+    def send_task(self: Celery, name: str, *args: Any, **options: Any) -> Any:
+        seen.append(name)
+        return usual(self, name, *args, **options)
+
+    made(app, Job("step", (0,)))
+    monkeypatch.setattr(Celery, "send_task", send_task)
+    for index in range(3):
+        made(app, Job("step", (index,)))
+    assert seen == ["step"] * 3
 
 
 def test_to_engage_takes_a_script_and_a_message(
