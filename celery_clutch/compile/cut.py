@@ -171,7 +171,9 @@ class Cutter:
         if scope.on_success:
             barriers = (_barrier(node, f"{at}!", f"success {at}"), *barriers)
         direct = place.direct or (isinstance(node, Series) and bool(node.scope.on_failure))
-        headers = (f"{at}!", *place.headers) if scope.errbacks else place.headers
+        headers = place.headers
+        if scope.errbacks and isinstance(node, Parallel):
+            headers = (f"{at}!*{len(node.branches)}", *headers)
         return replace(place, scope=scope, barriers=barriers, direct=direct, headers=headers)
 
     def steps(self, node: Series, at: str, place: Place) -> Iterable[Start]:
@@ -275,6 +277,10 @@ class Cutter:
         if settles or turn or closes:
             own = Barrier(address, ends(node), "", settles, turn, closes=closes)
             barriers = (replace(own, grows=_grows(node)), *barriers)
+        if around.scope.errbacks:
+            header = Settles(f"{at}!", address, width)
+            ended = Barrier(f"{address}!", ends(node), "", header, grows=_grows(node))
+            barriers = (ended, *barriers)
         return replace(
             place,
             barriers=barriers,

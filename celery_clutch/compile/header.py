@@ -20,6 +20,7 @@ from .pages import (
     barriers_to_json,
     choices_from_json,
     choices_to_json,
+    is_header,
     narrow_from_json,
     narrow_to_json,
     tolerances_from_json,
@@ -220,16 +221,17 @@ class Header:
     def settled_by_failure(self, *, loud: bool = True, final: bool = False) -> tuple[Settles, ...]:
         """The steps that a failure settles: the nearest is the one to report it.
 
-        A *final* one is the end of the headers of chords that the job is in, each a step by the
-        name of ``"A!"`` with one member.
+        A *final* one settles the headers of chords that the job is in, too, as steps by the name
+        of ``"A!"``.
         """
         found: list[Settles] = []
         for each in self.settles.split():
-            if is_header(each):
-                if final:
-                    found.append(Settles(each, each, 1))
-                continue
             step, _, width = each.partition("*")
+            if is_header(step):
+                if final:
+                    branch = self.at[len(step) :].partition(".")[0]
+                    found.append(Settles(step, f"{step[:-1]}.{branch}", int(width)))
+                continue
             member = step
             if step != self.at:
                 branch = self.at[len(step) + 1 :].partition(".")[0]
@@ -242,11 +244,6 @@ class Header:
         if self.settles.startswith(f"{self.at}*1"):
             return Settles(self.at, self.at, 1)
         return None
-
-
-def is_header(step: str) -> bool:
-    """Whether *step*, as it is settled, is the header of a chord with errbacks."""
-    return step.endswith("!")
 
 
 def is_ours(data: Any) -> TypeGuard[Mapping[str, Any]]:

@@ -5,8 +5,8 @@ bounded by `CHAIN`, what a worker sends in one go by `WIDTH`.
 
 Every item knows where its previous results are (a shape, see `model.shape`) and which steps its
 failure *settles* for ``on_failure`` (``"S*n"``, the nearest first, then those around it; empty
-where nobody listens). ``"A!"`` there is a header of a chord, whose errbacks are called when the job
-dies.
+where nobody listens). ``"A!*n"`` there is the header of a chord with errbacks, at A, whose branches
+settle when they complete or a job in them dies: then the errbacks are called, if one has.
 
 The pages of the branch of a map are kept once, as a template: where its addresses have `EACH`,
 those of an instance have the number of a branch, and widths below 0 are known only when the map's
@@ -211,6 +211,11 @@ def behind_barriers(barriers: Iterable[Barrier]) -> list[str]:
     return [key for kind, _, key in thens if kind == "page"]
 
 
+def is_header(name: str) -> bool:
+    """Whether *name*, of a step that settles, is that of a header of a chord with errbacks."""
+    return name.endswith("!")
+
+
 def is_direct(starts: Iterable[Start]) -> bool:
     """Whether the page can be sent by whoever engages, without a worker expanding it first."""
     return not any(isinstance(start, (Expand, Mapped)) for start in starts)
@@ -311,6 +316,8 @@ def barriers_from_json(data: Iterable[Sequence[Any]]) -> tuple[Barrier, ...]:
         name, width, then, members, limit, branches, gate, closes, grows = full
         around = name.rpartition(".")[0]
         settles = Settles(around, name, int(members)) if members else None
+        if settles and is_header(name):  # a branch of the header of a chord
+            settles = Settles(f"{around}!", name[:-1], int(members))
         turn = Turn(around, name, int(limit), int(branches)) if limit else None
         kinds = bool(closes), bool(grows)
         found.append(Barrier(name, int(width), then, settles, turn, gate, *kinds))

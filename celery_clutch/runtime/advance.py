@@ -20,8 +20,8 @@ from celery.canvas import Signature
 
 from .. import signals
 from ..compile import canvas, pages, publish, record
-from ..compile.header import NAME, Header, is_header, job_due
-from ..compile.pages import Mapped
+from ..compile.header import NAME, Header, job_due
+from ..compile.pages import Mapped, is_header
 from ..errors import CorruptRecord, MissingResult, NestedClutchFailed, NoSuchChoice, NotAList
 from ..extend import observers
 from ..extend.plugins import Runtime, runtime
@@ -247,7 +247,8 @@ def complete(
     if answer.fresh and event is not None:
         observers.emit(own, signals.clutch_job_finished, event)
     for step in answer.settled:
-        handlers.settled(app, header, step, failed=f"failure {step}" in answer.due)
+        if not is_header(step):
+            handlers.settled(app, header, step, failed=f"failure {step}" in answer.due)
     if answer.succeeded:
         handlers.finished(app, header.run, State.SUCCEEDED)
     if answer.due:

@@ -341,7 +341,10 @@ def settle(
         rows.put("mark", f"failed {step}", b"1")
     width = settles.width
     if rows.get("barrier", UNUSUAL) is not None:
-        width += len(orjson.loads(rows.get("barrier", f"added {step}") or b"[]"))
+        added = rows.get(
+            "barrier", f"added {step.removesuffix('!')}"
+        )  # to the header of a chord, too
+        width += len(orjson.loads(added or b"[]"))
     if count < width:
         return
     if known is None:

@@ -129,7 +129,7 @@ def test_what_is_adopted_ends(outcomes: dict[str, tuple[Outcome, Outcome]]) -> N
 
 
 def test_when_errbacks_of_a_chord_are_called(make_lab: MakeLab) -> None:
-    """Celery calls them when all of the header has ended, a clutch when a job of it has died."""
+    """When all of the header has ended, and once, however many of its jobs have died."""
     with make_lab("errbacks", imports=[f"{__package__}.canvas_tasks"], concurrency=3) as lab:
         lab.app.set_current()
         flag, raw, adopted = new_tag(), Notes(new_tag()), Notes(new_tag())
@@ -139,15 +139,17 @@ def test_when_errbacks_of_a_chord_are_called(make_lab: MakeLab) -> None:
             return found
 
         def composed(notes: Notes) -> Any:
-            header = [tasks.fail.s(), tasks.hold.s(flag)]
+            header = [tasks.fail.s(), tasks.fail.s(), tasks.hold.s(flag)]
             return errs(chord(header, tasks.total.s()), notes.error())
 
         sent = composed(raw).apply_async()
         run = Clutch.from_canvas(composed(adopted), app=lab.app).engage()
-        until(lambda: noted(adopted), "for the errback of the clutch")
-        until(sent.parent.children[0].failed, "for the failure of the raw job")
-        assert noted(raw) == []
+        for child in sent.parent.children[:2]:
+            until(child.failed, "for the failures of the raw chord")
+        until(lambda: run.status().dead == 2, "for the failures of the clutch")
+        assert (noted(raw), noted(adopted)) == ([], [])
         lab.raise_flag(flag)
+        until(lambda: noted(adopted), "for the errback of the clutch")
         until(lambda: noted(raw), "for the errback of the raw chord")
         lab.settle()
         assert (len(noted(raw)), len(noted(adopted))) == (1, 1)

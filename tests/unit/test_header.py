@@ -252,8 +252,26 @@ def test_a_death_in_the_header_of_a_chord_is_told_once_for_each_header() -> None
     inner = Parallel((j, j), Scope(errbacks=body))
     root = Series((Parallel((inner, j), Scope(errbacks=body)), j))
     by = {header.at: header for header in headers_of(root)}
-    told = (Settles("0.0!", "0.0!", 1), Settles("0!", "0!", 1))
-    assert by["0.0.1"].settled_by_failure(final=True) == told
-    assert by["0.1"].settled_by_failure(final=True) == told[1:]
+    inner_branch, inner_chord = Settles("0.0!", "0.0.1", 2), Settles("0!", "0.0", 2)
+    assert by["0.0.1"].settled_by_failure(final=True) == (inner_branch, inner_chord)
+    assert by["0.1"].settled_by_failure(final=True) == (Settles("0!", "0.1", 2),)
     assert by["0.0.1"].settled_by_failure() == ()
     assert by["1"].settled_by_failure(final=True) == ()
+
+
+def test_a_branch_of_the_header_of_a_chord_settles_when_it_has_ended() -> None:
+    j, body = Job("t"), {"task": "body", "options": {"link_error": []}}
+    header = Parallel((Parallel((j, j)), Series((j, j)), j), Scope(errbacks=body))
+    by = {header.at: header for header in headers_of(Series((header, j)))}
+    settled = {
+        at: [(each.width, each.settles) for each in header.barriers if each.settles]
+        for at, header in by.items()
+    }
+    assert settled == {
+        "0.0.0": [(2, Settles("0!", "0.0", 3))],
+        "0.0.1": [(2, Settles("0!", "0.0", 3))],
+        "0.1.0": [],
+        "0.1.1": [(1, Settles("0!", "0.1", 3))],
+        "0.2": [(1, Settles("0!", "0.2", 3))],
+        "1": [],
+    }
