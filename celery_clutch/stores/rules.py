@@ -341,9 +341,8 @@ def settle(
         rows.put("mark", f"failed {step}", b"1")
     width = settles.width
     if rows.get("barrier", UNUSUAL) is not None:
-        added = rows.get(
-            "barrier", f"added {step.removesuffix('!')}"
-        )  # to the header of a chord, too
+        parallel = step.removesuffix("!")  # a header of a chord is named so
+        added = rows.get("barrier", f"added {parallel}")
         width += len(orjson.loads(added or b"[]"))
     if count < width:
         return
