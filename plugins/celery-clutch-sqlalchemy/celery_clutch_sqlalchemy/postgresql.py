@@ -1,6 +1,6 @@
 """Runs in PostgreSQL, with psycopg 3.
 
-What is on the path of a job is one call of a function, which has the rules of
+What is on the path of a job is one call of a procedure, which has the rules of
 `celery_clutch.stores.machine` and the same rows. Nothing is kept in the session of the server, so
 that a pooler may give each transaction another.
 """
@@ -98,7 +98,7 @@ class PostgreSQLStore(SQLAlchemyStore):
             "receipts": claim.receipts,
             "lapsed": claim.lapsed,
         }
-        verdict, held, who = self._call("SELECT * FROM clutch_begin(%s)", told)
+        verdict, held, who = self._call("CALL clutch_begin(%s, NULL, NULL, NULL)", told)
         return Begun(Verdict(verdict), held, who or "")
 
     def complete(self, done: Completion) -> Completed:
@@ -114,14 +114,13 @@ class PostgreSQLStore(SQLAlchemyStore):
         }
         changes = list(done.changes.values()) or None
         remaining, fresh, generation, succeeded, settled, due, keys, pages = self._call(
-            "CALL clutch_complete(%s, %s, %s, %s)", told, done.value, done.info, changes
+            _COMPLETE, told, done.value, done.info, changes
         )
         if remaining == _UNUSUAL:
             return super().complete(done)
-        found = dict(zip(keys, pages, strict=True))
-        return Completed(
-            *(remaining, fresh, generation, succeeded, tuple(settled), tuple(due), found)
-        )
+        found = dict(zip(keys or (), pages or (), strict=True))
+        told_once = tuple(settled or ()), tuple(due or ()), found
+        return Completed(remaining, fresh, generation, succeeded, *told_once)
 
     def fail(self, failed: Attempted) -> Failed:
         if failed.final and failed.tolerances:
@@ -136,13 +135,11 @@ class PostgreSQLStore(SQLAlchemyStore):
             "turns": failed.turns,
             "retry": failed.retry,
         }
-        recorded, died, settled, due, keys, pages = self._call(
-            "SELECT * FROM clutch_fail(%s, %s)", told, failed.failure
-        )
+        recorded, died, settled, due, keys, pages = self._call(_FAIL, told, failed.failure)
         if recorded is None:
             return super().fail(failed)
-        found = dict(zip(keys, pages, strict=True))
-        return Failed(recorded, died, tuple(settled), tuple(due), found)
+        found = dict(zip(keys or (), pages or (), strict=True))
+        return Failed(recorded, died, tuple(settled or ()), tuple(due or ()), found)
 
     def _told(self, run: str, address: str) -> dict[str, Any]:
         """What each call is told."""
@@ -255,4 +252,6 @@ class PostgreSQLStore(SQLAlchemyStore):
             raise StoreUnavailable(f"{self!r}: {exc}") from exc
 
 
+_COMPLETE = f"CALL clutch_complete(%s, %s, %s, %s{', NULL' * 8})"
+_FAIL = f"CALL clutch_fail(%s, %s{', NULL' * 6})"
 _PID = "SELECT pg_backend_pid()"

@@ -1,10 +1,11 @@
--- What is on the path of a job, each in one round trip and one transaction. The rules are those of
+-- What is on the path of a job, each in one round trip. The rules are those of
 -- celery_clutch.stores.machine, and so are the rows.
 --
--- Each locks the row of the run first. Every statement of a volatile function sees what others have
--- committed before it (READ COMMITTED), so from there on a run has one writer. What a call is about is
--- one value of JSON, which costs less than many arguments; what is bytes is apart. Rows are looked for
--- by all of their key: by a part of it, or by lists, a plan may go through all rows of a run.
+-- Procedures are called with less work of the server's than functions. Each locks the row of the
+-- run first. Every statement of a volatile function sees what others have committed before it (READ
+-- COMMITTED), so from there on a run has one writer. What a call is about is one value of JSON,
+-- which costs less than many arguments; what is bytes is apart. Rows are looked for by all of their
+-- key: by a part of it, or by lists, a plan may go through all rows of a run.
 -- Parameters are p_, variables v_, what is returned o_. Times are those of the caller's clock.
 
 -- A run that is being written, the job by which it is, and what has come of it.
@@ -267,8 +268,8 @@ BEGIN
 END $$;
 --;
 -- The verdicts are 1 run, 2 done, 3 drop, 4 give up, 5 busy.
-CREATE FUNCTION clutch_begin(
-    p_told jsonb, OUT o_verdict integer, OUT o_held bytea, OUT o_owner text
+CREATE PROCEDURE clutch_begin(
+    p_told jsonb, INOUT o_verdict integer, INOUT o_held bytea, INOUT o_owner text
 )
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -376,9 +377,9 @@ END $$;
 -- What ends the run is so before others see it.
 CREATE PROCEDURE clutch_complete(
     p_told jsonb, p_value bytea, p_info bytea, p_values bytea[],
-    INOUT o_remaining bigint = -1, INOUT o_fresh boolean = false, INOUT o_generation bigint = 0,
-    INOUT o_succeeded boolean = false, INOUT o_settled text[] = '{}', INOUT o_due text[] = '{}',
-    INOUT o_keys text[] = '{}', INOUT o_pages bytea[] = '{}'
+    INOUT o_remaining bigint, INOUT o_fresh boolean, INOUT o_generation bigint,
+    INOUT o_succeeded boolean, INOUT o_settled text[], INOUT o_due text[], INOUT o_keys text[],
+    INOUT o_pages bytea[]
 )
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -392,6 +393,7 @@ DECLARE
     v_each jsonb;
     v_set text;
 BEGIN
+    o_remaining := -1; o_fresh := false; o_generation := 0; o_succeeded := false;
     IF v_work.id IS NULL THEN
         RETURN;
     END IF;
@@ -405,7 +407,6 @@ BEGIN
     INTO o_fresh, v_unusual, v_held;
     IF v_unusual OR (o_fresh AND v_work.remaining = 0) THEN
         o_remaining := -2;
-        o_fresh := false;
         RETURN;
     END IF;
     IF o_fresh THEN
@@ -467,7 +468,7 @@ BEGIN
     o_remaining := v_work.remaining;
     o_generation := v_work.generation;
     o_succeeded := v_work.state = 'SUCCEEDED' AND v_token <> '' AND v_work.ender = v_token;
-    o_settled := v_work.settled;
+    o_settled := nullif(v_work.settled, '{}');
     IF NOT o_fresh OR v_work.made <> '{}' THEN
         SELECT * INTO o_due, o_keys, o_pages FROM clutch_due(v_work, o_fresh, '');
     END IF;
@@ -479,10 +480,9 @@ BEGIN
 END $$;
 --;
 -- Answers null, and does nothing, if the run is unusual.
-CREATE FUNCTION clutch_fail(
-    p_told jsonb, p_failure bytea,
-    OUT o_recorded boolean, OUT o_died boolean,
-    OUT o_settled text[], OUT o_due text[], OUT o_keys text[], OUT o_pages bytea[]
+CREATE PROCEDURE clutch_fail(
+    p_told jsonb, p_failure bytea, INOUT o_recorded boolean, INOUT o_died boolean,
+    INOUT o_settled text[], INOUT o_due text[], INOUT o_keys text[], INOUT o_pages bytea[]
 )
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -497,7 +497,6 @@ DECLARE
     v_each jsonb;
 BEGIN
     o_recorded := false; o_died := false;
-    o_settled := '{}'; o_due := '{}'; o_keys := '{}'; o_pages := '{}';
     IF v_work.id IS NULL THEN
         RETURN;
     END IF;
@@ -548,7 +547,7 @@ BEGIN
         PERFORM clutch_touch(v_work, p_told->'kept');
     END IF;
     o_died := v_work.state = 'FAILED' AND v_token <> '' AND v_work.ender = v_token;
-    o_settled := v_work.settled;
+    o_settled := nullif(v_work.settled, '{}');
     -- What a later attempt has made due, whoever has recorded that one sends.
     IF o_recorded OR (v_known[1], v_known[2]) = (v_attempt, v_final) THEN
         SELECT * INTO o_due, o_keys, o_pages

@@ -11,7 +11,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Create the functions."""
+    """Create the functions and procedures."""
     if op.get_bind().dialect.name == "postgresql":
         script = resources.files("celery_clutch_sqlalchemy.migrations") / "sql/0002.sql"
         for statement in script.read_text("utf-8").split("--;\n"):
