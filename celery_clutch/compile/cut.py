@@ -207,7 +207,7 @@ class Cutter:
         """What starts a parallel."""
         width = len(node.branches)
         place = self.tolerant(node, at, width, place)
-        counted = is_tolerant(node) or self.listens(place.scope)
+        counted = is_tolerant(node) or self.listens(place.scope) or node.scope.errbacks
         here: Place | None = None
         for index, branch in enumerate(node.branches):
             address = join(at, index)
