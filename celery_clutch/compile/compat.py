@@ -12,7 +12,7 @@ from datetime import timedelta
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from celery import Celery, signals
+from celery import Celery, Task, signals
 from celery import canvas as _canvas
 from celery._state import get_current_task, task_join_will_block
 from celery.app import base as _base
@@ -174,9 +174,13 @@ def expiry(app: Celery, expires: Any) -> str:
 
 def sends_as_usual(task: Any) -> bool:
     """Whether nobody has changed how *task* is sent, so that `send_unchecked` does the same."""
+    if "apply_async" in vars(task) or not _is_original(Task.apply_async, "celery.app.task"):
+        return False
     kind = type(task)
-    owners = {kind.apply_async.__module__, kind.shadow_name.__module__}
-    return owners <= {"celery.app.task", "celery_clutch.runtime.task"}
+    return all(
+        _is_original(function, "celery.app.task", "celery_clutch.runtime.task")
+        for function in (kind.apply_async, kind.shadow_name)
+    )
 
 
 def is_watched(app: Celery) -> bool:
@@ -211,9 +215,9 @@ def makes_alike(app: Celery) -> bool:
     )
 
 
-def _is_original(function: Any, module: str) -> bool:
-    """Whether *function* is what *module* has defined; a wrapper says so of itself, too."""
-    return type(function) is FunctionType and function.__globals__["__name__"] == module
+def _is_original(function: Any, *modules: str) -> bool:
+    """Whether *function* is what one of *modules* has defined; a wrapper says so of itself, too."""
+    return type(function) is FunctionType and function.__globals__["__name__"] in modules
 
 
 def ancestors(app: Celery, task_id: str) -> tuple[str, str | None]:

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 import redis
-from celery import Celery
+from celery import Celery, Task
 from celery._state import _task_stack
 from celery.signals import after_task_publish, before_task_publish
 from kombu import Exchange, Queue
@@ -295,23 +295,26 @@ def test_who_looks_at_messages_sees_all(
         after_task_publish.receivers = receivers
 
 
+@pytest.mark.parametrize("name", ["apply_async", "send_task"])
 def test_who_has_wrapped_what_celery_sends_with_sees_all(
-    make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch
+    make_app: Callable[..., Celery], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    """As what traces Celery does."""
     app = make_app()
     seen: list[str] = []
-    usual = Celery.send_task
+    owner = Task if name == "apply_async" else Celery
+    usual = getattr(owner, name)
 
     @wraps(usual)
-    def send_task(self: Celery, name: str, *args: Any, **options: Any) -> Any:
+    def wrapped(self: Any, *args: Any, **options: Any) -> Any:
         seen.append(name)
-        return usual(self, name, *args, **options)
+        return usual(self, *args, **options)
 
     made(app, Job("step", (0,)))
-    monkeypatch.setattr(Celery, "send_task", send_task)
+    monkeypatch.setattr(owner, name, wrapped)
     for index in range(3):
         made(app, Job("step", (index,)))
-    assert seen == ["step"] * 3
+    assert seen == [name] * 3
 
 
 def test_to_engage_takes_a_script_and_a_message(
