@@ -350,6 +350,12 @@ def failures(record: Record) -> list[Failure]:
     return tally.failures()
 
 
+def tolerated(record: Record, limit: int | None = None) -> list[Failure]:
+    """The failures that the run goes on without, by address; at most *limit*."""
+    addresses = sorted(record.tolerated, key=names.order)[:limit]
+    return [_failure(address, record.failures[address]) for address in addresses]
+
+
 def death_below(record: Record, address: str) -> Failure | None:
     """A final failure of a job below *address* that has no result."""
     for each in sorted(record.failures, key=names.order):

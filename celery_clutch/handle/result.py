@@ -127,20 +127,27 @@ class ClutchResult:
                     if status.state in ENDED:
                         return
 
-    def failures(self, limit: int | None = None, offset: int = 0) -> list[Failure]:
+    def failures(
+        self, limit: int | None = None, offset: int = 0, *, tolerated: bool = False
+    ) -> list[Failure]:
         """The latest failure of every job that is failing or dead, by address.
 
         Args:
             limit: how many at most; None for all.
             offset: how many to leave out before.
+            tolerated: those instead that the run goes on without (``parallel(allow_failures=)`` and
+                ``need=``), which do not count as dead.
 
         Raises:
             ValueError: a negative number.
         """
         if offset < 0 or (limit is not None and limit < 0):
             raise ValueError(f"limit and offset must not be negative: {limit!r}, {offset!r}")
+        most = None if limit is None else offset + limit
+        if tolerated:
+            return record.tolerated(self.record(), most)[offset:]
         self._brief()  # a run that is not there is said
-        (tally,) = self._tallied(Tally(None if limit is None else offset + limit))
+        (tally,) = self._tallied(Tally(most))
         return tally.failures()[offset:]
 
     def get(self, timeout: float | None = None, propagate: bool = True) -> list[Any]:

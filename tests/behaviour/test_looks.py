@@ -208,6 +208,11 @@ def test_deaths_above_the_tolerance_fail_the_run_and_those_below_are_no_reason(l
     found = states(lab, run)
     dead = [at for at, state in found.items() if state == "dead" and at != "0"]
     assert len(dead) == 1 and list(found.values()).count("tolerated") == 2
+    assert [failure.address for failure in run.failures()] == dead
+    tolerated = run.failures(tolerated=True)
+    assert {failure.address for failure in tolerated} == {"0.0", "0.1", "0.2"} - {*dead}
+    assert all(failure.final and failure.message for failure in tolerated)
+    assert run.failures(1, 1, tolerated=True) == tolerated[1:]
     with pytest.raises(ClutchFailed, match=f"it.fail at {dead[0]}: ") as caught:
         run.get(timeout=1)
     assert ";" not in str(caught.value)

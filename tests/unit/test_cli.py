@@ -384,6 +384,27 @@ def test_failures_that_are_alike_are_shown_together(shop: Shop) -> None:
     assert shop.lines("failures", "good") == ["no job without a result has failed"]
 
 
+def test_failures_that_are_tolerated_are_shown_where_that_is_asked_for(shop: Shop) -> None:
+    @shop.app.task(name="shop.pick")
+    def pick(number: int) -> None:
+        raise KeyError(f"shelf {number}")
+
+    wide = parallel((pick.s(number) for number in range(3)), allow_failures=True)
+    run = Clutch(wide, id="most", app=shop.app).engage()
+    until(run.ready, 30)
+    none, hint = shop.lines("failures", "most")
+    assert none == "no job without a result has failed"
+    assert hint == "tolerated deaths: 3 (see --tolerated)"
+    assert shop.json("failures", "most", "--json") == []
+    first, places = shop.lines("failures", "most", "--tolerated")
+    assert first == f"3 {TIMES} shop.pick  KeyError: 'shelf 0'"
+    assert places == "    3 tolerated: 0.0, 0.1, 0.2"
+    (found,) = shop.json("failures", "most", "--tolerated", "--json")
+    assert (found["count"], found["dead"]) == (3, 3)
+    shop.succeeded()
+    assert shop.lines("failures", "good", "--tolerated") == ["no failure is tolerated"]
+
+
 def test_stats(shop: Shop) -> None:
     assert shop.lines("stats")[0] == "runs  none"
     shop.succeeded()

@@ -175,22 +175,25 @@ def drawn(top: lines.Line) -> Iterator[list[str | tuple[str, str]]]:
 @clutch.command()
 @id_argument
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--tolerated", is_flag=True, help="Those instead that the run goes on without.")
 @json_option
 @click.pass_obj
-def failures(obj: Any, id: str, limit: int, as_json: bool) -> None:
+def failures(obj: Any, id: str, limit: int, tolerated: bool, as_json: bool) -> None:
     """Show what fails in a run: failures of jobs without a result that are alike together.
 
     Alike are those of one task with the same exception and message, numbers aside.
     """
-    run = run_of(obj, id)
-    groups = statistics.alike(record.failures(run.record()))
+    found = run_of(obj, id).record()
+    wanted = record.tolerated(found) if tolerated else record.failures(found)
+    groups = statistics.alike(wanted)
     if as_json:
         say_json([group.to_dict() for group in groups[:limit]])
         return
     if not groups:
-        say("no job without a result has failed")
+        say("no failure is tolerated" if tolerated else "no job without a result has failed")
     for group in groups[:limit]:
         kind = "dead" if group.dead else "failing"
+        kind = "tolerated" if tolerated else kind
         count, margin = f"{group.count:,} {graph.TIMES}", " " * 4
         text = f"{count} {group.task}  {_said(group.example)}"
         first, *others = wrapped(text, "", margin, line_width() or sys.maxsize)
@@ -199,9 +202,12 @@ def failures(obj: Any, id: str, limit: int, as_json: bool) -> None:
             say(line)
         places = ", ".join(group.addresses)
         more = f" and {group.count - len(group.addresses):,} more" if group.more else ""
-        say(f"    {group.dead:,} dead, {group.count - group.dead:,} retried: {places}{more}")
+        counts = f"{group.dead:,} dead, {group.count - group.dead:,} retried"
+        say(f"    {f'{group.count:,} tolerated' if tolerated else counts}: {places}{more}")
     if len(groups) > limit:
         say(f"… and {len(groups) - limit:,} other kinds")
+    if found.tolerated and not tolerated:
+        say(f"tolerated deaths: {len(found.tolerated):,} (see --tolerated)")
 
 
 def _said(failure: Failure) -> str:
