@@ -151,7 +151,8 @@ class Cutter:
         if isinstance(node, Map):
             return self.map(node, at, place)
         place = replace(place, gives=False)
-        if node.limit is not None and node.limit < len(node.branches):
+        if node.limit is not None and node.branches:
+            # Narrow also where all may run at once: branches that are added take their turns.
             return [self.narrow(node, node.limit, at, place)]
         return self.branches(node, at, place)
 
@@ -230,7 +231,7 @@ class Cutter:
             self.put(f"{at}/{index}", page, place.template)
             if index < limit:
                 starts.extend(page)
-        return Narrow(at, limit, width, self.fit(starts, place.template, WIDTH - 1))
+        return Narrow(at, min(limit, width), width, self.fit(starts, place.template, WIDTH - 1))
 
     def tolerant(self, node: Parallel | Map, at: str, width: int, place: Place) -> Place:
         """The place inside a parallel that counts its branches itself."""

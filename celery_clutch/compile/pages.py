@@ -116,7 +116,7 @@ class Expand:
 
 @dataclass(frozen=True, slots=True)
 class Narrow:
-    """A parallel of *width* branches that runs *limit* of them at a time.
+    """A parallel of *width* branches that runs *limit* of them, perhaps all, at a time.
 
     Branch n is the page ``"<at>/<n>"``; *starts* are those of the first *limit* branches.
     """

@@ -662,8 +662,8 @@ class ResultStore(ABC):
         generation, ``"failure <step>"`` is due, once for each step and generation.
 
         When a branch (`Turn`) is over for the first time in this generation, the next number is
-        taken: *limit* the first time, then one more each time. If there is such a branch its page
-        is due.
+        taken: *limit* the first time, or *width* if that is less, then one more each time. If there
+        is such a branch its page is due.
 
         Whatever is due has the job as its cause. A call that is not fresh, of a message that came
         twice or of a caller that never saw the answer, gets what is still due with this cause.

@@ -306,10 +306,13 @@ def grow(rows: Rows, growth: Growth, cause: str) -> None:
 
 
 def use_idle(rows: Rows, growth: Growth, before: int, cause: str) -> None:
-    """Start as many of the branches added as had no branch left to start when another was over."""
+    """Start as many of the branches added as there is room for: where another was over and no
+    branch was left to start, or none has been."""
     idle = f"idle {growth.step}"
     taken = f"taken {growth.step}"
-    free = min(rows.number("mark", idle), len(growth.branches))
+    # Room for more branches than there were at the start is counted here for the first time.
+    room = max(growth.limit - growth.width, 0)
+    free = min(rows.number("mark", idle) + room, len(growth.branches))
     for index in range(free):
         branch = growth.branches[index][0]
         put_due(rows, f"page {growth.step}/{branch}", time.time(), cause)
@@ -365,7 +368,7 @@ def take_turn(rows: Rows, turn: Turn, by: Completion | Attempted, *, over: bool)
     if known is not None or not wanted:
         return
     key = f"taken {turn.address}"
-    number = max(rows.number("mark", key), turn.limit)
+    number = max(rows.number("mark", key), min(turn.limit, turn.width))
     if rows.head.generation:
         number = not_over(rows, turn, number)
     if number < turn.width:

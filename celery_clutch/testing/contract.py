@@ -1994,6 +1994,19 @@ class StoreContract:
         answer = _complete(store, "r", "0.1+0", barriers=[Barrier("0.1+0", 1, turn=turn)])
         assert answer.due == ("page 0/1+2",)
 
+    def test_added_branches_have_the_room_that_there_was(self, store: ResultStore) -> None:
+        store.create("r", b"", {}, 2)
+        turns = [Turn("0", f"0.{number}", 4, 2) for number in range(2)]
+        over = [Barrier(turn.member, 1, turn=turn) for turn in turns]
+        _complete(store, "r", "0.0", barriers=over[:1])  # only "0.1" is left, and might be four
+        branches = tuple((f"1+{number}", f"0.1+{number}") for number in range(5))
+        growth = Growth("0", branches, {}, 5, {}, limit=4, width=2)
+        answer = _complete(store, "r", "0.1", barriers=over[1:], growth=growth)
+        assert answer.due == tuple(f"page 0/1+{number}" for number in range(4))
+        turn = Turn("0", "0.1+0", 4, 2)
+        answer = _complete(store, "r", "0.1+0", barriers=[Barrier("0.1+0", 1, turn=turn)])
+        assert answer.due == ("page 0/1+4",)
+
     # --- counts by time -------------------------------------------------------------------------
 
     @pytest.fixture
@@ -2136,7 +2149,8 @@ def _usual() -> _Plan:
 def _deciding() -> _Plan:
     """A choice, with an option of two jobs of which one has to succeed. A narrow parallel that goes
     on without one of its branches: two are jobs, of which one is added; one is two jobs; one is a
-    parallel of two of which one has to succeed. Then a step of two jobs, the last of the run.
+    parallel of two of which one has to succeed. Then a step of two jobs, the last of the run,
+    which has room for one more.
 
     What a job decides is drawn for any of them."""
     many = Barrier("1#", 3, grows=True)
@@ -2189,16 +2203,24 @@ def _deciding() -> _Plan:
         fails[at] = {**says, "tolerances": (dies, *says["tolerances"])}
         unless[at] = (("1.2#", 1), ("1#", 3))
     for at in ("2.0", "2.1"):
-        completes[at] = {"barriers": (Barrier("all", 2, END),), "settles": Settles("2", at, 2)}
-        fails[at] = {"settles": (Settles("2", at, 2),), "retry": (f"job {at} 1", 1.5)}
+        turn, settles = Turn("2", at, 3, 2), Settles("2", at, 2)
+        over = Barrier(at, 1, turn=turn, settles=settles)
+        completes[at] = {"barriers": (over, Barrier("all", 2, END))}
+        fails[at] = {"settles": (settles,), "turns": (turn,), "retry": (f"job {at} 1", 1.5)}
     added = (("0+0", "1.0+0"),)
     pages = {"1/0+0": b"added"}
     takes_turns = Growth("1", added, {"1#": 1}, 1, pages, limit=1, width=3)
+    has_room = Growth("2", added, {}, 1, pages, limit=3, width=2)
     at_once = Growth("1", added, {"1#": 1}, 1, pages, due=("1/0+0",))
     decisions: list[dict[str, Any]] = [
         *[{}] * 8,
         *({"skips": 1}, {"skips": 2, "jobs": 1}, {"jobs": 2}, {"jobs": 1, "counts": 0}),
-        *({"growth": takes_turns}, {"growth": at_once}, {"growth": takes_turns, "skips": 1}),
+        *(
+            {"growth": takes_turns},
+            {"growth": has_room},
+            {"growth": at_once},
+            {"growth": takes_turns, "skips": 1},
+        ),
         {"stop": b"stopped"},
     ]
     return _Plan(

@@ -39,7 +39,7 @@ def test_a_parallel_that_is_last_or_of_one_branch_grows(lab: Runs) -> None:
     assert series(parallel(countdown.s(1)), seen.s()).engage().get(timeout=30) == [[1, 0]]
 
 
-@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 9])
 def test_added_branches_take_their_turn(lab: Runs, limit: int) -> None:
     steps = [spread.s(1, value.s("a"), value.s("b")), value.s(2), countdown.s(2)]
     run = series(parallel(steps, max_concurrency=limit), seen.s()).engage()
@@ -62,8 +62,9 @@ def test_a_parallel_in_a_parallel_grows(lab: Runs) -> None:
     assert run.get(timeout=30) == [[[1, 2, "a"], 3]]
 
 
-def test_a_map_grows(lab: Runs) -> None:
-    run = Clutch(value.s([2, 0])).map(countdown).add(seen).engage()
+@pytest.mark.parametrize("limit", [None, 1, 2, 3, 9])
+def test_a_map_grows(lab: Runs, limit: int | None) -> None:
+    run = Clutch(value.s([2, 0])).map(countdown, max_concurrency=limit).add(seen).engage()
     assert run.get(timeout=30) == [[2, 0, 1, 0]]
 
 

@@ -64,8 +64,8 @@ def test_branches_of_narrow_parallels_have_pages_of_their_own(root: Series, smal
     cut = cut_of(root, small)
     wanted: dict[str, int] = {}
     for at, node in plan.walk(root):
-        if isinstance(node, Parallel) and node.limit and node.limit < len(node.branches):
-            wanted[at] = node.limit
+        if isinstance(node, Parallel) and node.limit and node.branches:
+            wanted[at] = min(node.limit, len(node.branches))
             for index, branch in enumerate(node.branches):
                 starts = starts_of(cut.pages[f"{at}/{index}"])
                 page = Counter(i.at for start in starts if isinstance(start, tuple) for i in start)

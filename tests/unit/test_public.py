@@ -129,7 +129,7 @@ def test_the_signature_of_clutch() -> None:
         (ClutchResult.aget, "(self, timeout=None, propagate=True)"),
         (ClutchResult.status, "(self)"),
         (ClutchResult.progress, "(self)"),
-        (ClutchResult.failures, "(self, limit=None, offset=0)"),
+        (ClutchResult.failures, "(self, limit=None, offset=0, *, tolerated=False)"),
         (ClutchResult.why, "(self, ask=False, timeout=1.0)"),
         (ClutchResult.results, "(self, address=None)"),
         (ClutchResult.cancel, "(self)"),

@@ -152,7 +152,7 @@ local function take_turn(event, address, member, limit, width, dead)
     return
   end
   local key = 'mark:taken ' .. address
-  local taken = math.max(number(redis.call('HGET', MARKS, key) or 0), limit)
+  local taken = math.max(number(redis.call('HGET', MARKS, key) or 0), math.min(limit, width))
   local over = 'mark:over ' .. address .. '.'
   if event.head.generation > 0 then
     while taken < width and redis.call('HEXISTS', MARKS, over .. taken) == 1 do

@@ -197,7 +197,8 @@ BEGIN
         RETURN p_work;
     END IF;
     v_number := greatest(
-        clutch_number(p_work.id, 'mark', 'taken ' || v_address), (p_turn->>'limit')::bigint
+        clutch_number(p_work.id, 'mark', 'taken ' || v_address),
+        least((p_turn->>'limit')::bigint, v_width)
     );
     IF p_work.generation > 0 THEN
         WHILE v_number < v_width AND clutch_get(
