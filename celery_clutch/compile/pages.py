@@ -24,7 +24,7 @@ from ..errors import CorruptRecord
 from ..model import codec
 from ..model.names import Named
 from ..model.plan import Job, JobEncoder, Scope, job_from_json
-from ..model.shape import Shape, checked, key_of
+from ..model.shape import Shape, checked, option_of
 from ..stores.base import Barrier, Settles, Tolerance, Turn
 
 CHAIN = 12
@@ -96,14 +96,9 @@ class Choices:
 
     def of(self, value: Any) -> Choice | None:
         """The option for the value of the decider; None if there is none."""
-        key = key_of(value, truth=self.truth)
-        other: Choice | None = None
-        for option in self.options:
-            if option.key == key:
-                return option
-            if option.key is None:
-                other = option
-        return other
+        keys = (option.key for option in self.options)
+        number = option_of(keys, value, truth=self.truth)
+        return None if number is None else self.options[number]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from ..compile import record
 from ..model import names, plan
 from ..model.graph import kind_of, option_labels, overall
 from ..model.plan import Choose, Job, Map, Parallel, Series, is_tolerant
-from ..model.shape import addresses, is_open, is_parallel, option_for
+from ..model.shape import addresses, is_open, is_parallel, option_of
 from ..model.status import Failure, State, Status
 from ..model.unfold import unfold
 from ..stores.base import Execution, Record, ResultStore
@@ -139,7 +139,8 @@ class _Builder:
         decider = f"{address}.0"
         if not isinstance(node, Choose) or decider not in self.known.values:
             return None
-        option = option_for(node, self.known.values[decider])
+        keys = (key for key, _ in node.branches())
+        option = option_of(keys, self.known.values[decider], truth=node.truth)
         return 0 if option is None else option + 1
 
     def job(

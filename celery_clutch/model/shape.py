@@ -13,7 +13,7 @@ which is ``""`` where the branch was skipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -141,8 +141,10 @@ class _Resolver:
                     found.extend(self._grown(address, spare))
             return found
         if "choose" in of:
-            key = choice(of, self._ask(of["choose"]))
-            return self.resolve(of["else"] if key is None else of["keys"][key])
+            decided = self._ask(of["choose"])
+            option = option_of(of["keys"], decided, truth=of.get("truth", False))
+            inside = [*of["keys"].values(), of["else"]]
+            return self.resolve(inside[-1 if option is None else option])
         if "map" in of:
             return self._map(of, spare)
         if "branch" in of:
@@ -177,25 +179,18 @@ class _Resolver:
         return self._decided(address)
 
 
-def choice(of: Mapping[str, Any], value: Any) -> str | None:
-    """Which of the options of a choice the *value* of the decider stands for: its key, or None for
-    what runs else."""
-    key = key_of(value, truth=of.get("truth", False))
-    return key if key in of["keys"] else None
-
-
 def key_of(value: Any, *, truth: bool = False) -> str:
     """The key that a value stands for; with *truth* that of whether it is true."""
     return orjson.dumps(bool(value) if truth else value).decode()
 
 
-def option_for(node: Choose, value: Any) -> int | None:
-    """The number of the option that runs by the *value* of the decider, from 0; None if none."""
-    wanted = key_of(value, truth=node.truth)
-    keys = [key for key, _ in node.branches()]
-    for key in (wanted, None):
-        if key in keys:
-            return keys.index(key)
+def option_of(keys: Iterable[str | None], value: Any, *, truth: bool = False) -> int | None:
+    """Which of the options with these *keys* runs by the *value* of the decider, from 0: that of
+    its key, else the default, whose key is None; None if neither is there."""
+    options = list(keys)
+    for key in (key_of(value, truth=truth), None):
+        if key in options:
+            return options.index(key)
     return None
 
 

@@ -107,3 +107,26 @@ def test_what_is_not_a_shape_by_example(value: Any) -> None:
 
 def _none(address: str, skipped: bool) -> Any:
     raise KeyError(address)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "option"),
+    [
+        (['"a"', "1"], "a", 0),
+        (['"a"', "1"], 1, 1),
+        (['"a"', "1"], "1", None),
+        (['"a"', "1", None], "1", 2),
+        ([None, "null"], None, 1),
+        ([], "a", None),
+    ],
+)
+def test_an_option_is_chosen_by_its_key_or_is_the_default(
+    keys: list[str | None], value: Any, option: int | None
+) -> None:
+    assert shape.option_of(keys, value) == option
+
+
+def test_an_option_may_be_chosen_by_truth() -> None:
+    found = [shape.option_of(["true", None], value, truth=True) for value in (1, [0], "", None)]
+    assert found == [0, 0, 1, 1]
+    assert shape.option_of(["true"], 0, truth=True) is None
