@@ -34,6 +34,13 @@ def step(value: int) -> int:
     return value
 
 
+@pytest.fixture(autouse=True)
+def nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process may have left receivers."""
+    for signal in (before_task_publish, after_task_publish):
+        monkeypatch.setattr(signal, "receivers", [])
+
+
 @pytest.fixture
 def queue() -> str:
     return f"direct-{uuid.uuid4()}"
