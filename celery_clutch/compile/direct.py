@@ -72,10 +72,14 @@ class _Maker:
         self._producer = app.amqp.Producer(self._channel, auto_declare=False)
         self._declared: set[Any] = set()
         self._envelopes: dict[envelope.Kind, Envelope | None] = {}
+        self._changes: dict[str, Any] = {}  # of the settings that those were made with
 
     def made(self, messages: Sequence[Message], publish: Publish) -> dict[str, list[bytes]]:
         found: dict[str, list[bytes]] = {}
         watched = compat.is_watched(self._app)
+        if self._changes != self._app.conf.changes:
+            self._changes = dict(self._app.conf.changes)
+            self._envelopes.clear()
         for message in messages:
             kind = None if watched else envelope.kind_of(self._app, *message)
             known = self._envelopes.get(kind) if kind else None

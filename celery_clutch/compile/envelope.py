@@ -22,7 +22,7 @@ from kombu.utils.uuid import uuid
 from . import compat
 from .header import NAME
 
-Kind = tuple[str, Any]
+Kind = tuple[Any, Any]
 """The task and the queue of a message."""
 
 _OPTIONS = {"headers", "link_error", "ignore_result", "task_id", "queue", "chain", "add_to_parent"}
@@ -39,7 +39,7 @@ def kind_of(app: Celery, signature: Signature, options: Mapping[str, Any]) -> Ki
     headers = options.get("headers") or {}
     if not options.get("ignore_result") or headers.keys() != {NAME}:
         return None
-    return signature.task, options.get("queue")
+    return task, options.get("queue")
 
 
 class Envelope:
@@ -70,6 +70,8 @@ class Envelope:
         try:
             ((queue, (message,)),) = made.items()
             found = cls(app, queue, message)
+            if found._message["properties"]["delivery_info"]["exchange"]:
+                return None  # kombu asks each time which queues are bound to it
             copy = orjson.loads(found.filled(signature, options) or b"")
             copy["properties"]["delivery_tag"] = found._message["properties"]["delivery_tag"]
         except (AttributeError, KeyError, TypeError, ValueError):
@@ -84,7 +86,7 @@ class Envelope:
         argsrepr, kwargsrepr = self._represent(args, kwargs)
         embed = {"callbacks": None, "errbacks": errbacks, "chain": options.get("chain")}
         body = args, kwargs, {**embed, "chord": None}
-        _, _, text = dumps(body, serializer="json")
+        content_type, encoding, text = dumps(body, serializer="json")
         headers = {
             **self._message["headers"],
             "id": task_id,
@@ -101,8 +103,14 @@ class Envelope:
             "reply_to": self._app.thread_oid,
             "delivery_tag": uuid(),
         }
-        message = {**self._message, "body": b64encode(text.encode()).decode()}
+        message = {
+            "body": b64encode(text.encode()).decode(),
+            "content-type": content_type,
+            "content-encoding": encoding,
+            "headers": headers,
+            "properties": properties,
+        }
         try:
-            return orjson.dumps({**message, "headers": headers, "properties": properties})
+            return orjson.dumps({**self._message, **message})
         except orjson.JSONEncodeError:
             return None

@@ -17,6 +17,7 @@ from celery import Celery, Task
 from celery._state import _task_stack
 from celery.signals import after_task_publish, before_task_publish
 from kombu import Exchange, Queue
+from kombu.serialization import register, unregister
 
 from celery_clutch import Clutch, ClutchTask
 from celery_clutch.compile import direct, publish
@@ -322,6 +323,66 @@ def test_who_has_wrapped_what_celery_sends_with_sees_all(
     for index in range(3):
         made(app, Job("step", (index,)))
     assert seen == [name] * 3
+
+
+def _queue_is_another(app: Celery) -> None:
+    app.conf.task_default_queue = f"{app.conf.task_default_queue}-other"
+
+
+def _route_is_another(app: Celery) -> None:
+    app.conf.update(task_routes={"step": {"queue": "direct-routed"}})
+
+
+def _task_is_another(app: Celery) -> None:
+    app.tasks.unregister("step")
+    app.task(name="step", priority=3)(step)
+
+
+@pytest.mark.parametrize("change", [_queue_is_another, _route_is_another, _task_is_another])
+def test_what_has_changed_is_in_the_next_message(
+    make_app: Callable[..., Celery], change: Callable[[Celery], None]
+) -> None:
+    app = make_app()
+    before = made(app, Job("step", (1,)))
+    change(app)
+    found = made(app, Job("step", (1,)))
+    with watched():
+        usual = made(app, Job("step", (1,)))
+    assert found == usual != before
+
+
+def test_a_queue_that_is_bound_to_the_exchange_later_gets_messages(
+    make_app: Callable[..., Celery], queue: str
+) -> None:
+    exchange = Exchange(f"{queue}-all", "topic")
+    app = make_app(task_queues=[Queue(queue, exchange, routing_key="a.*")])
+    app.conf.task_default_routing_key = "a.b"
+    maker = direct.of(runtime(app))
+    signature = Compiler(app, Header("r", 0)).chain("0", (Item("1", Job("step", (2,))),))[0]
+
+    def queues() -> set[str]:
+        message = signature, {**signature.options, "task_id": "id"}
+        return set(maker.made([message], partial(publish._publish_one, app)) or ())
+
+    assert queues() == {queue}
+    with app.connection_for_write() as connection:
+        Queue(f"{queue}-more", exchange, routing_key="#")(connection).declare()
+    assert queues() == {queue, f"{queue}-more"}
+
+
+def test_a_serializer_of_the_user_s_own_makes_all_messages(
+    make_app: Callable[..., Celery],
+) -> None:
+    def encode(value: Any) -> str:
+        return json.dumps(value).replace("secret", "******")
+
+    register("direct-own", encode, json.loads, "application/x-own")
+    app = make_app(task_serializer="direct-own")
+    for value in ("first", "secret"):
+        found = made(app, Job("step", (value,)))
+        assert found["content-type"] == "application/x-own"
+    assert found["body"][0] == ["******"]
+    unregister("direct-own")
 
 
 def test_to_engage_takes_a_script_and_a_message(
