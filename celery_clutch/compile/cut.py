@@ -231,7 +231,7 @@ class Cutter:
             self.put(f"{at}/{index}", page, place.template)
             if index < limit:
                 starts.extend(page)
-        return Narrow(at, min(limit, width), width, self.fit(starts, place.template, WIDTH - 1))
+        return Narrow(at, limit, width, self.fit(starts, place.template, WIDTH - 1))
 
     def tolerant(self, node: Parallel | Map, at: str, width: int, place: Place) -> Place:
         """The place inside a parallel that counts its branches itself."""

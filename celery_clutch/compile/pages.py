@@ -111,9 +111,9 @@ class Expand:
 
 @dataclass(frozen=True, slots=True)
 class Narrow:
-    """A parallel of *width* branches that runs *limit* of them, perhaps all, at a time.
+    """A parallel of *width* branches that runs *limit* at a time, with those that are added.
 
-    Branch n is the page ``"<at>/<n>"``; *starts* are those of the first *limit* branches.
+    Branch n is the page ``"<at>/<n>"``; *starts* are those of the first *limit* branches, or all.
     """
 
     at: str

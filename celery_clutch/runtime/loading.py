@@ -172,14 +172,14 @@ class Loader:
 
     def _narrow(self, start: Mapped, page: tuple[Start, ...], width: int) -> Narrow:
         """What starts a map that runs some of its branches at a time."""
-        limit = min(start.limit, width)
         starts: list[Start] = []
-        for index in range(limit):
-            if limit <= _group_size(page):
+        first = min(start.limit, width)
+        for index in range(first):
+            if first <= _group_size(page):
                 starts += self._unfolded(self._instance(page, f"{start.at}.{index}"))
             else:
                 starts.append(Expand(f"{start.at}/{index}", _queue(page)))
-        return Narrow(start.at, limit, width, tuple(starts))
+        return Narrow(start.at, start.limit, width, tuple(starts))
 
     def _width(self, start: Mapped) -> int:
         """How many branches the map has: what was decided first."""

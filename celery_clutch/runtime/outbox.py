@@ -245,7 +245,8 @@ class Outbox:
             if left and not any(is_in(each, branch) for each in self.dead):
                 under_way += 1
             number += 1
-        self.store.patiently(self.store.skip, self.run, narrow.at, number, self.generation)
+        idle = min(narrow.limit, narrow.width) - under_way
+        self.store.patiently(self.store.skip, self.run, narrow.at, number, self.generation, idle)
 
     def find(self, key: str, address: str) -> Header:
         """The header of a job, from the page *key* or those that come after it.

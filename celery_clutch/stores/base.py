@@ -746,9 +746,10 @@ class ResultStore(ABC):
         """
 
     @abstractmethod
-    def skip(self, run: str, address: str, number: int, generation: int) -> None:
+    def skip(self, run: str, address: str, number: int, generation: int, idle: int = 0) -> None:
         """Let the next branch that is taken of the parallel at *address* have at least this
-        *number*; nothing happens in another generation."""
+        *number*, with *idle* branches fewer under way than it started with (below 0 for more; see
+        `Growth`). Nothing happens in another generation, or if the next has the number anyway."""
 
     # --- what is due -------------------------------------------------------------------------
 

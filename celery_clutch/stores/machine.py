@@ -347,13 +347,15 @@ class TransactionalStore(ResultStore):
         self.notify(run)
         return True
 
-    def skip(self, run: str, address: str, number: int, generation: int) -> None:
+    def skip(self, run: str, address: str, number: int, generation: int, idle: int = 0) -> None:
         with self.transaction(run) as rows:
             if rows is None or rows.head.generation != generation:
                 return
             key = f"taken {address}"
             if rows.number("mark", key) < number:
                 rows.put("mark", key, b"%d" % number)
+                if idle:
+                    rows.add("mark", f"idle {address}", idle)
 
     # --- what is due -------------------------------------------------------------------------
 

@@ -284,8 +284,8 @@ class RedisStore(TransactionalStore, Buckets):
         move = partial(super().transition, retry_tolerated=retry_tolerated)
         return self._repeat(move, run, tuple(sources), target, generation)
 
-    def skip(self, run: str, address: str, number: int, generation: int) -> None:
-        self._repeat(super().skip, run, address, number, generation)
+    def skip(self, run: str, address: str, number: int, generation: int, idle: int = 0) -> None:
+        self._repeat(super().skip, run, address, number, generation, idle)
 
     def remind(self, run: str, due: Mapping[str, float]) -> None:
         self._repeat(super().remind, run, due)

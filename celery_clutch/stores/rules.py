@@ -310,15 +310,17 @@ def use_idle(rows: Rows, growth: Growth, before: int, cause: str) -> None:
     branch was left to start, or none has been."""
     idle = f"idle {growth.step}"
     taken = f"taken {growth.step}"
+    number = max(rows.number("mark", taken), min(growth.limit, growth.width))
+    if number < growth.width + before:
+        return  # others wait for their turn
     # Room for more branches than there were at the start is counted here for the first time.
     room = max(growth.limit - growth.width, 0)
     free = min(rows.number("mark", idle) + room, len(growth.branches))
     for index in range(free):
         branch = growth.branches[index][0]
         put_due(rows, f"page {growth.step}/{branch}", time.time(), cause)
-    if free:
+    if free > 0:
         rows.add("mark", idle, -free)
-        number = max(rows.number("mark", taken), growth.width + before)
         rows.put("mark", taken, b"%d" % (number + free))
 
 

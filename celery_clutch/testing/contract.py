@@ -2007,6 +2007,37 @@ class StoreContract:
         answer = _complete(store, "r", "0.1+0", barriers=[Barrier("0.1+0", 1, turn=turn)])
         assert answer.due == ("page 0/1+4",)
 
+    @pytest.mark.parametrize(
+        ("number", "idle", "due"),
+        [
+            (4, -2, ((), ("page 0/1+2",), ("page 0/2+0",))),
+            (5, -1, (("page 0/2+0",), (), ())),
+            (5, -2, ((), ("page 0/2+0",), ())),
+            (4, 0, ((), ("page 0/1+2",), ("page 0/2+0",))),
+        ],
+        ids=["one has to wait", "there is room", "all are under way", "it was not told"],
+    )
+    def test_added_branches_have_the_room_that_there_is_after_a_resume(
+        self, store: ResultStore, number: int, idle: int, due: tuple[tuple[str, ...], ...]
+    ) -> None:
+        store.create("r", b"", {}, 9)
+        turns = [Turn("0", f"0.{each}", 4, 2) for each in range(2)]
+        first, second = ([Barrier(turn.member, 1, turn=turn)] for turn in turns)
+        added = tuple((f"1+{each}", f"0.1+{each}") for each in range(3))
+        growth = Growth("0", added, {}, 3, {}, limit=4, width=2)
+        answer = _complete(store, "r", "0.1.0", growth=growth)
+        assert answer.due == ("page 0/1+0", "page 0/1+1")
+        assert store.transition("r", [State.RUNNING], State.RUNNING, 0)
+        store.skip("r", "0", number, 1, idle)
+        store.skip("r", "0", number, 1, idle)
+        growth = Growth("0", (("2+0", "0.2+0"),), {}, 1, {}, limit=4, width=2)
+        found = [
+            _complete(store, "r", "0.1.1", generation=1, growth=growth),
+            _complete(store, "r", "0.0", generation=1, barriers=first),
+            _complete(store, "r", "0.1.2", generation=1, barriers=second),
+        ]
+        assert tuple(each.due for each in found) == due
+
     # --- counts by time -------------------------------------------------------------------------
 
     @pytest.fixture

@@ -86,6 +86,20 @@ def test_what_was_added_is_resumed(lab: Runs) -> None:
     assert lab.ran(run)["0.0"] == 1
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 9])
+def test_branches_are_added_to_a_run_that_was_resumed(lab: Runs, limit: int) -> None:
+    flag = new_tag()
+    late = [fail_unless.s(flag, name) for name in "ab"]
+    branch = series(spread.s(1, *late), fail_unless.s(flag), countdown.s(2))
+    steps = parallel(branch, fail_unless.s(flag, "c"), max_concurrency=limit)
+    run = series(steps, seen.s()).engage()
+    assert lab.finish(run) is State.FAILED
+    lab.settle()
+    lab.raise_flag(flag)
+    assert run.resume()
+    assert run.get(timeout=30) == [[2, "c", "a", "b", 1, 0]]
+
+
 def test_a_job_in_no_parallel_cannot_add(lab: Runs) -> None:
     run = series(spread.s(1, value.s(2))).engage()
     assert lab.finish(run) is State.FAILED

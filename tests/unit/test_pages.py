@@ -65,7 +65,7 @@ def test_branches_of_narrow_parallels_have_pages_of_their_own(root: Series, smal
     wanted: dict[str, int] = {}
     for at, node in plan.walk(root):
         if isinstance(node, Parallel) and node.limit and node.branches:
-            wanted[at] = min(node.limit, len(node.branches))
+            wanted[at] = node.limit
             for index, branch in enumerate(node.branches):
                 starts = starts_of(cut.pages[f"{at}/{index}"])
                 page = Counter(i.at for start in starts if isinstance(start, tuple) for i in start)
@@ -98,7 +98,10 @@ def test_the_first_branches_of_a_narrow_parallel_start_it(root: Series, small: b
     for starts in list(cut.pages.values()):
         for start in starts_of(starts):
             if isinstance(start, Narrow):
-                branches = [cut.pages[f"{start.at}/{index}"] for index in range(start.limit)]
+                branches = [
+                    cut.pages[f"{start.at}/{index}"]
+                    for index in range(min(start.limit, start.width))
+                ]
                 wanted = [item.at for each in branches for item in firsts(each)]
                 assert Counter(item.at for item in firsts(start.starts)) == Counter(wanted)
 
@@ -115,7 +118,7 @@ def test_every_page_is_started_once(root: Series, small: bool, pick: Pick) -> No
         for starts in cut.pages.values()
         for start in starts_of(starts)
         if isinstance(start, Narrow)
-        for index in range(start.limit)
+        for index in range(min(start.limit, start.width))
     }
     assert left == copied
 
