@@ -36,6 +36,10 @@ class Failed:
         """As JSON has it, too."""
         return {"address": self.address, "exception": self.exception, "message": self.message}
 
+    def __json__(self) -> dict[str, Any]:
+        """As Celery sends it, where it is an argument of a task."""
+        return self.to_dict()
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Failed:
         """What `to_dict` wrote."""
@@ -63,6 +67,17 @@ class Skipped:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it, too."""
         return {"address": self.address}
+
+    def __json__(self) -> dict[str, Any]:
+        """As Celery sends it, where it is an argument of a task."""
+        return self.to_dict()
+
+
+def as_json(value: Any) -> Any:
+    """*value*, a result or a list of results, with a `Failed` or `Skipped` as JSON has it."""
+    if isinstance(value, (Failed, Skipped)):
+        return value.to_dict()
+    return [as_json(each) for each in value] if isinstance(value, list) else value
 
 
 def decode(data: bytes) -> Any:

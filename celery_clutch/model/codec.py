@@ -205,6 +205,21 @@ def decode_plan(data: bytes) -> Any:
         raise CorruptRecord(f"a stored page is not JSON: {data[:80]!r} ({exc})") from None
 
 
+def is_taken_for_another(value: Any) -> bool:
+    """Whether a JSON *value* has something in it that kombu's JSON takes for one of its
+    envelopes, such as that of a datetime."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            if item.keys() == {"__type__", "__value__"}:
+                return True
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+    return False
+
+
 def check_argument(value: Any, where: str) -> None:
     """Raise `NonJSONArgument`, naming *where* and the path, unless JSON can carry *value*."""
     try:

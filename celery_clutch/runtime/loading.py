@@ -13,7 +13,7 @@ from ..compile import pages, values
 from ..compile.instance import indices, instance, maps
 from ..compile.pages import Expand, Mapped, Narrow, Passed, Start, Template
 from ..errors import MissingResult, NotAList
-from ..model import shape
+from ..model import absent, codec, shape
 from ..model.shape import Shape
 from ..stores.base import Missing, ResultStore
 
@@ -221,7 +221,14 @@ class Loader:
             some = found.members[index : index + READ]
             read = values.read(self.store, self.run, some, existed=True)
             found.known = dict(enumerate(read, index))
-        return found.known[index]
+        element = absent.as_json(found.known[index])
+        if codec.is_taken_for_another(element):
+            raise NotAList(
+                f"element {index} of the map at {address} cannot be an argument: it has an object "
+                'of "__type__" and "__value__", which Celery takes for a value of another type',
+                f"{address}.{index}",  # the map has its width, which is a result
+            )
+        return element
 
 
 def _added_branch(address: str) -> str:

@@ -14,6 +14,7 @@ from integration.app import (
     seen,
     sees,
     stop,
+    tagged_list,
     total,
     value,
 )
@@ -282,6 +283,33 @@ def test_tolerance_in_a_map(lab: Runs) -> None:
     ]
     clutch = Clutch(value.s(list(range(10)))).map(picky.s(3, 4), allow_failures=0.1)
     assert lab.finish(clutch.engage()) is State.FAILED
+
+
+def test_what_a_map_gets_of_a_branch_that_is_dead_or_skipped(lab: Runs) -> None:
+    before = parallel(fail.s("a"), value.s(1), allow_failures=1)
+    run = Clutch(before).map(value).add(seen).engage()
+    dead = {"address": "0.0", "exception": "ValueError", "message": "a"}
+    assert run.get(timeout=30) == [[dead, 1]]
+    assert run.results("1.0") == dead
+
+    skipped = Clutch(value.s(1)).when(value.s(0))
+    inner = parallel(fail.s("b"), value.s(2), allow_failures=True)
+    run = Clutch(parallel(skipped, inner)).map(value).engage()
+    dead = {"address": "0.1.0", "exception": "ValueError", "message": "b"}
+    assert run.get(timeout=30) == [{"address": "0.0"}, [dead, 2]]
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+@pytest.mark.parametrize("kind", ["datetime", "unknown"])
+def test_an_element_that_celery_would_take_for_another_value(
+    lab: Runs, kind: str, limit: int | None
+) -> None:
+    for first in (tagged_list.s(kind), parallel(value.s(1), tagged_list.s(kind))):
+        run = Clutch(first).map(value, max_concurrency=limit).engage()
+        assert lab.finish(run) is State.FAILED
+        (failure,) = run.failures()
+        assert failure.address == "1.1"
+        assert "NotAList" in failure.exception and "element 1 of the map at 1" in failure.message
 
 
 def test_the_parallel_around_goes_on_without_one_that_fails(lab: Runs) -> None:

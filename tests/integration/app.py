@@ -248,6 +248,13 @@ def repeat_list(self: Any, times: int) -> list[str]:
     return ["x"] * times
 
 
+@shared_task(name="it.tagged_list", bind=True)
+def tagged_list(self: Any, kind: str) -> list[Any]:
+    """Return a list whose second element has what kombu's JSON marks other types with."""
+    ran(self)
+    return [1, {"a": [{"__type__": kind, "__value__": "x"}]}]
+
+
 @shared_task(name="it.picky", bind=True)
 def picky(self: Any, x: Any, *refused: Any) -> Any:
     """Return *x*, unless it is refused, and nobody has raised the flag of that name."""

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.utils import json as kombu_json
 
+from celery_clutch import Failed, Skipped
 from celery_clutch.errors import CorruptRecord, NonJSONArgument, NonJSONResult, ResultTooLarge
 from celery_clutch.model import codec
 
@@ -314,3 +315,10 @@ def test_an_argument_nested_too_deeply_is_refused(depth: int, leaf: Any) -> None
 
 def test_check_argument_lets_good_arguments_pass() -> None:
     codec.check_argument([1, "x", b"y", dt.date(2024, 1, 1), Decimal("1")], "job 0")
+
+
+def test_what_stands_for_a_missing_value_can_be_an_argument() -> None:
+    absent = [Failed("0.1", "ValueError", "no"), Skipped("0.2")]
+    expected = [{"address": "0.1", "exception": "ValueError", "message": "no"}, {"address": "0.2"}]
+    assert kombu_json.loads(kombu_json.dumps(absent)) == expected
+    assert codec.decode_plan(codec.encode_plan(absent)) == expected
