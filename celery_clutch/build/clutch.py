@@ -890,7 +890,21 @@ def _what(node: Node) -> str:
 
 def _composed(step: Any, app: Any) -> Node:
     """The node of a step that a running job adds."""
-    return Clutch(app=app)._node(step)
+    clutch = Clutch(app=app)
+    node = clutch._node(step)
+    if clutch._inner_data:
+        keys = ", ".join(f"data[{key!r}]" for key in clutch._inner_data)
+        raise BuildError(
+            f"what is added as a branch has {keys}, and the run has its data: set self.data, or "
+            "nest the clutch (Clutch(parent=self))"
+        )
+    for _, each in ("", node), *plan.walk(node):
+        if each.name:
+            raise InvalidName(
+                f"the step {each.name!r} cannot have a name: what is added as a branch has none, "
+                "because a name is that of one step. Nest it (Clutch(parent=self)) to keep names"
+            )
+    return node
 
 
 growth.compose = _composed  # what runs knows nothing of what composes

@@ -349,11 +349,7 @@ def prepare(
 
     def keep(key: str, starts: tuple[Start, ...]) -> None:
         jobs.check(pages.items(starts))
-        try:
-            encoded[key] = pages.dumps(starts, encode)
-        except NonJSONArgument:
-            _explain(starts)
-            raise
+        encoded[key] = encoded_page(starts, encode)
 
     found = cut.paginate(root, tally=tally, window=own.settings.window, keep=keep)
     expires = time.time() + lifetime if lifetime is not None else 0.0
@@ -385,6 +381,19 @@ def _check_handlers(scopes: Mapping[str, Scope]) -> None:
         for kind in ("on_failure", "on_success", "on_death", "on_end", "errbacks"):
             if handler := getattr(scope, kind):
                 codec.check_argument(dict(handler), f"{kind}{where} ({handler['task']})")
+
+
+def encoded_page(starts: tuple[Start, ...], encode: plan.JobEncoder) -> bytes:
+    """A page as a store keeps it.
+
+    Raises:
+        NonJSONArgument: naming the job and the path.
+    """
+    try:
+        return pages.dumps(starts, encode)
+    except NonJSONArgument:
+        _explain(starts)
+        raise
 
 
 def _explain(starts: Iterable[Start]) -> None:

@@ -28,6 +28,7 @@ _ARGUMENTS = (
     | orjson.OPT_PASSTHROUGH_SUBCLASS
 )
 _FALLBACK = kombu_json.JSONEncoder()
+_TAG = b'"__type__"'
 _ATOMS = frozenset((str, int, bool, type(None)))
 
 KEY_LENGTH = 255
@@ -124,11 +125,24 @@ def encode_plan(value: Any) -> bytes:
     """Encode a piece of a plan, arguments and options included."""
     try:
         ready = value if _is_plain(value) else _tagged(value)
-        return orjson.dumps(ready, default=_default, option=_ARGUMENTS)
+        data = orjson.dumps(ready, default=_default, option=_ARGUMENTS)
     except TypeError as exc:
         raise NonJSONArgument(str(exc)) from None
     except RecursionError:
         raise NonJSONArgument("nested too deeply, or it contains itself") from None
+    if _TAG in data:
+        _check_envelopes(data)
+    return data
+
+
+def _check_envelopes(data: bytes) -> None:
+    """Refuse what kombu would take for a value of another type, and could not read."""
+    try:
+        kombu_json.loads(data)
+    except _UNREADABLE:
+        raise NonJSONArgument(
+            'an object of "__type__" and "__value__" is one of Celery\'s own, and it cannot read it'
+        ) from None
 
 
 def encode_parts(value: Any) -> bytes:
@@ -200,7 +214,7 @@ def decode_plan(data: bytes) -> Any:
     """The piece of a plan that `encode_plan` wrote."""
     try:
         # kombu's envelopes are rare and its decoder slow, so it reads only what needs it.
-        return kombu_json.loads(data) if b'"__type__"' in data else orjson.loads(data)
+        return kombu_json.loads(data) if _TAG in data else orjson.loads(data)
     except _UNREADABLE as exc:
         raise CorruptRecord(f"a stored page is not JSON: {data[:80]!r} ({exc})") from None
 

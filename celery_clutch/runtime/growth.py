@@ -48,6 +48,8 @@ class Branches:
 
         Raises:
             InvalidStep: a step cannot be one.
+            InvalidName: it, or a step in it, has a name.
+            BuildError: it is a clutch with data.
         """
         for step in steps:
             self._add(step)
@@ -144,7 +146,7 @@ class _Grower:
 
     def _keep(self, key: str, starts: tuple[Start, ...]) -> None:
         self.jobs.check(pages.items(starts))
-        self.pages[key] = pages.dumps(starts, self.encode)
+        self.pages[key] = canvas.encoded_page(starts, self.encode)
 
     def _count(self, more: dict[str, int], barriers: Iterable[Barrier], node: Node) -> None:
         """How many results more *barriers* wait for with a branch."""

@@ -260,8 +260,9 @@ class ClutchTask(Task):
         if _attempt(self) is None:
             return super().add_to_chord(sig, lazy)
         raise BuildError(
-            "add_to_chord in a job: how many branches a parallel has is fixed when it is sent. "
-            "Nest a clutch of the tasks, Clutch(parent=self): what follows waits for that as well"
+            "add_to_chord in a job: a parallel of a clutch is no chord of Celery's. "
+            "self.branches.add(...) adds a branch to it, Clutch(parent=self) nests a clutch in the "
+            "job, and what follows waits for either"
         )
 
     def _leave(self, attempt: Attempt) -> None:

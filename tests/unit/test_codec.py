@@ -322,3 +322,10 @@ def test_what_stands_for_a_missing_value_can_be_an_argument() -> None:
     expected = [{"address": "0.1", "exception": "ValueError", "message": "no"}, {"address": "0.2"}]
     assert kombu_json.loads(kombu_json.dumps(absent)) == expected
     assert codec.decode_plan(codec.encode_plan(absent)) == expected
+
+
+@pytest.mark.parametrize("kind", ["unknown", "datetime", 5])
+def test_an_argument_that_celery_takes_for_a_value_of_a_type_and_cannot_read(kind: Any) -> None:
+    argument = {"a": [{"__type__": kind, "__value__": "x"}]}
+    with pytest.raises(NonJSONArgument, match=r"^job 0: \$\['a'\]\[0\] cannot .*\"__type__\""):
+        codec.check_argument(argument, "job 0")

@@ -260,6 +260,7 @@ def test_add_to_chord_is_refused_in_a_job(world: World) -> None:
     run = series(parallel(adding, world.give.s(1)), world.give.s(2)).engage()
     (failure,) = run.failures()
     assert failure.exception == "celery_clutch.errors.BuildError"
+    assert "self.branches.add(...)" in failure.message
     assert "Clutch(parent=self)" in failure.message
 
 

@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 from celery import Celery, Task
 
-from celery_clutch import Clutch, ClutchResult, ClutchTask, series
+from celery_clutch import Clutch, ClutchResult, ClutchTask, named, parallel, series
 from celery_clutch.compile.values import read as read_members
 from celery_clutch.errors import (
     BuildError,
+    ClutchFailed,
     ConfigurationError,
     InvalidOption,
     InvalidParent,
     InvalidStep,
     MissingResult,
+    NonJSONArgument,
     UnknownAddress,
     UnknownStore,
 )
@@ -167,6 +169,15 @@ def test_json_is_looked_at_too(app: Celery, takes: Any) -> None:
     text = Clutch(takes.s(1, 2)).to_json()
     with pytest.raises(InvalidStep, match="job 0 "):
         Clutch.from_json(text, app=app).engage()
+
+
+def test_an_argument_that_celery_could_not_read(app: Celery, takes: Any) -> None:
+    tagged = {"__type__": "money", "__value__": 5}
+    with pytest.raises(
+        NonJSONArgument, match=r"^job 0 \(shop.takes\), args: \$\[0\] cannot be sent"
+    ):
+        Clutch(takes.s(tagged)).engage()
+    assert not runtime(app).store.scan()[0]
 
 
 def test_bind_is_missing(app: Celery) -> None:
@@ -427,6 +438,34 @@ def test_a_parent_that_does_not_run(eager: Celery) -> None:
 def test_a_parent_that_is_no_task(eager: Celery) -> None:
     with pytest.raises(InvalidParent, match=r"@app.task\(bind=True\)"):
         Clutch(parent="x").engage()
+
+
+# --- branches that a job adds -------------------------------------------------------------
+
+
+ADDED = [
+    (lambda one: one.s({1}), r"NonJSONArgument: job 0\.0\+0 \(one\), args: \$\[0\] cannot be sent"),
+    (lambda one: [one.s(1)], "InvalidStep: a step is a signature, a task"),
+    (lambda one: Clutch(one.s(1), data={"a": 1}), r"BuildError: .*data\['a'\].* self.data"),
+    (lambda one: named(one.s(1), "x"), "InvalidName: .*'x'.* cannot have a name"),
+    (lambda one: Clutch(one.s([1])).map(named(one.s(), "x")), "InvalidName: .*'x'.* have a name"),
+]
+
+
+@pytest.mark.parametrize(("added", "said"), ADDED)
+def test_what_cannot_be_added_as_a_branch(eager: Celery, added: Any, said: str) -> None:
+    @eager.task(name="one")
+    def one(x: Any = None) -> Any:
+        return x
+
+    @eager.task(name="adds", bind=True)
+    def adds(self: ClutchTask) -> None:
+        self.branches.add(added(one))
+
+    run = parallel(adds, named(one, "x")).engage()
+    with pytest.raises(ClutchFailed, match=said):
+        run.get()
+    assert run.progress().total == 2
 
 
 def test_a_plain_task_that_asks_for_previous_results(eager: Celery) -> None:
