@@ -433,7 +433,25 @@ def test_whatever_isolation_is_the_default(empty: str) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert sorted(pool.map(work, range(64))) == list(range(64))
+        # Both see the run as it is before one of them has the job.
+        store.create("s", b"", {}, 1)
+        claims = [Claim("s", "0", 0, owner=owner, limit=5) for owner in ("me", "you")]
+        with plain(empty, isolation_level="AUTOCOMMIT") as observer:
+            with plain(empty) as other:
+                other.exec_driver_sql("SELECT id FROM clutch_runs FOR UPDATE")
+                found = [pool.submit(store.patiently, store.begin, claim) for claim in claims]
+                until(lambda: waiting(observer) == 2, "both to wait")
+        assert sorted(each.result().verdict.name for each in found) == ["BUSY", "RUN"]
     store.close()
+
+
+def waiting(observer: Connection) -> int:
+    """How many wait for a lock, in PostgreSQL."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    return int(observer.exec_driver_sql(query).scalar() or 0)
 
 
 def blocked(observer: Connection, kind: str) -> bool:
