@@ -57,6 +57,11 @@ def duration(seconds: float) -> str:
     return " ".join(part for part in parts[:2] if not part.startswith("0 "))
 
 
+def age(seconds: float) -> str:
+    """*seconds* in one unit."""
+    return " ".join(duration(seconds).split()[:2])
+
+
 class Pace:
     """How fast something is done, over the last *window* seconds."""
 

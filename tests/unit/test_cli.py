@@ -235,6 +235,21 @@ def test_ls_fits_a_terminal(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None
     assert all("SUCCEEDED" in line and "…" in line for line in lines[1:])
 
 
+def test_ls_keeps_of_a_name_what_tells_runs_apart(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        steps = parallel(Clutch(shop.wait).when(shop.fetch.s(0)), shop.store)
+        name = f"{number} orders of the day, and of the day before"
+        run = Clutch(steps, name=name, tags=["orders", "big"], app=shop.app).engage()
+        until(lambda run=run: (run.progress().done, run.progress().dead) == (2, 1), 30)
+    monkeypatch.setenv("COLUMNS", "70")
+    lines = shop.lines("ls")
+    assert max(map(len, lines)) <= 70
+    assert [line[10:21] for line in lines[1:]] == ["2 orders of", "1 orders of", "0 orders of"]
+    assert all("2/3, 1 dead…" in line for line in lines[1:])
+
+
 def test_a_run_goes_by_the_start_of_its_id(shop: Shop) -> None:
     ids = ["abcdefgh-1", "abcdefgh-2", "b" * 36, "c"]
     for id in ids:
@@ -543,6 +558,18 @@ def test_watch_until_it_has_succeeded(shop: Shop) -> None:
     first, *_, last = shop.lines("watch", "slow", "--interval", "0.1")
     assert first[10:] == "slow one slow  RUNNING  0 of 2 jobs"
     assert last[10:] == "slow one slow  SUCCEEDED  2 of 2 jobs"
+
+
+def test_watch_counts_what_was_decided_while_the_run_ran(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Clutch(shop.fetch.s([1, 2, 3]), name="order 7", app=shop.app).map(shop.fetch).engage()
+    run.get(timeout=30)
+    (line,) = shop.lines("watch", run.id)
+    assert line[10:] == f"order 7 {run.id}  SUCCEEDED  4 of 4 jobs"
+    monkeypatch.setenv("COLUMNS", "80")
+    (line,) = shop.lines("watch", run.id)
+    assert line[10:] == f"order 7 {run.id[:8]}  SUCCEEDED  4 of 4 jobs"
 
 
 def test_watch_ends_with_1_where_the_run_failed_or_was_cancelled(shop: Shop) -> None:

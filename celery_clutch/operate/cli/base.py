@@ -161,15 +161,16 @@ def fail(message: str) -> NoReturn:
 
 
 def table(
-    rows: Sequence[Sequence[str]], width: int | None, elastic: Sequence[int]
+    rows: Sequence[Sequence[str]], width: int | None, elastic: Sequence[tuple[int, int]]
 ) -> list[list[str]]:
-    """The cells of *rows* in columns, the columns *elastic* cut where a line had more than *width*
-    characters."""
+    """The cells of *rows* in columns. Where a line had more than *width* characters the columns
+    *elastic* are cut, one after the other, to as many characters as go with each, and no further
+    than it takes."""
     cells = [[graph.printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     over = sum(widths) + 2 * (len(widths) - 1) - (width or sys.maxsize)
-    for column in elastic:
-        spare = max(min(over, widths[column] - 4), 0)
+    for column, least in elastic:
+        spare = max(min(over, widths[column] - least), 0)
         widths[column] -= spare
         over -= spare
     return [[_fitted(cell, w) for cell, w in zip(row, widths, strict=True)] for row in cells]
@@ -292,7 +293,7 @@ def summary_of(store: ResultStore, id: str) -> Summary:
     if found is None:
         raise RunNotFound(f"there is no run {id!r} in {store!r}")
     meta = record.Meta.loads(found.meta)
-    counts = meta.jobs, found.done, found.failing, found.dead
+    counts = found.jobs, found.done, found.failing, found.dead
     times = found.created_at, found.updated_at, found.ended_at
     skipped, tolerated = record.counted(store, found, meta)
     more = {"skipped": skipped, "tolerated": tolerated}

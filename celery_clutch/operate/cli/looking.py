@@ -98,7 +98,7 @@ def _list(obj: Any, runs: Sequence[_Row], short: Mapping[str, str], now: float) 
     rows = [head]
     for run, parent, draining in runs:
         age, took = now - run.created_at, (run.ended_at or now) - run.created_at
-        times = f"{words.duration(max(age, 0))} ago", words.duration(max(took, 0))
+        times = f"{words.age(max(age, 0))} ago", words.duration(max(took, 0))
         state = f"{run.state}{'*' if draining else ''}"
         names = short[run.run], run.name or "", state, words.brief(run)
         rows.append([*names, *times, short.get(parent, ""), " ".join(run.tags)])
@@ -106,7 +106,8 @@ def _list(obj: Any, runs: Sequence[_Row], short: Mapping[str, str], now: float) 
     if not any(row[column] for row in rows[1:]):  # a column of nothing takes no room
         rows = [[*row[:column], *row[column + 1 :]] for row in rows]
         head = rows[0]
-    elastic = [head.index("TAGS"), head.index("NAME"), head.index("JOBS"), head.index("ID")]
+    least = (("TAGS", 4), ("JOBS", 12), ("NAME", 12), ("JOBS", 4), ("NAME", 4), ("ID", 4))
+    elastic = [(head.index(name), characters) for name, characters in least]
     for row, cells in zip(rows, table(rows, line_width(), elastic), strict=True):
         parts: list[str | tuple[str, str]] = []
         for index, cell in enumerate(cells):
@@ -249,7 +250,7 @@ def stats(obj: Any, runs: int, sample: int, as_json: bool) -> None:
     rows = [["TASK", "JOBS", "P50", "P95", "MOST"], *tasks.rows()]
     if len(rows) > 1:
         say("")
-        for cells in table(rows, line_width(), [0]):
+        for cells in table(rows, line_width(), [(0, 4)]):
             say("  ".join(cells))
 
 

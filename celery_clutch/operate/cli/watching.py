@@ -60,15 +60,16 @@ def watch(obj: Any, id: str | None, everything: bool, interval: float) -> None:
     store, paces = store_of(obj), defaultdict[str, words.Pace](words.Pace)
     id = resolve(store, id) if id else None
     runs: dict[str, Summary] = {}
-    near = set() if id else newest(store)
     columns = line_width()
     width = None if columns is None else columns - MARGIN
+    whole = id is not None and width is None  # there is room for the whole id
+    near = set() if whole else newest(store)
     with _live(obj) as draw, closing(_ticks(store, id, interval, draw is not None)) as ticks:
         for _ in ticks:
             before, runs = runs, _look(store, id, runs)
             for run in runs.values():
                 paces[run.run].add(time.monotonic(), run.done)
-            names = {} if id else shortened({*runs, *near})
+            names = {} if whole else shortened({*runs, *near})
             shown = [
                 (run, _headline(run, paces[run.run], names.get(run.run, run.run), width))
                 for run in _top(runs.values())
