@@ -159,7 +159,15 @@ class NoSuchChoice(ResultError, LookupError):
 
 
 class MissingResult(ResultError, LookupError):
-    """A result is not in the store; the message says why."""
+    """A result is not in the store; the message says why.
+
+    Attributes:
+        address: of the job whose result it is, if that is known.
+    """
+
+    def __init__(self, message: str = "", address: str = "") -> None:
+        super().__init__(message)
+        self.address = address
 
 
 class NotPreceding(ResultError, LookupError):

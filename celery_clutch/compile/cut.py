@@ -432,7 +432,7 @@ class Cutter:
 def _listed(of: Shape, at: str, tolerances: Iterable[Tolerance]) -> Shape:
     """The shape *of* the node at *at*, seen from outside of the maps and tolerant parallels that it
     is in: lists of those of all branches, and what may stand in the place of a branch."""
-    needs = {each.member: bool(each.need) for each in tolerances}
+    needs = {each.member: each.need for each in tolerances}
     while at:
         around, _, part = at.rpartition(".")
         if part == EACH:

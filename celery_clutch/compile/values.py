@@ -93,7 +93,8 @@ def read(
     def explain(address: str) -> Any:
         raise missing(store, run, address, existed=existed)
 
-    return _read(store, run, shapes, explain)
+    values, stand_in = _stored(store, run, shapes), _stand_in(explain)
+    return [shape.arrange(each, values, stand_in, early=not existed) for each in shapes]
 
 
 def last(store: ResultStore, run: str, of: Shape, *, whole: bool = True) -> list[Any]:
@@ -107,15 +108,16 @@ def last(store: ResultStore, run: str, of: Shape, *, whole: bool = True) -> list
     if shape.is_open(of):
         (value,) = store.patiently(store.values, run, [STOPPED])
         stopped = value is not Missing
-    members: Sequence[Shape] = []
-    if not stopped:
-        members = shape.members(_resolved(store, run, of, whole))
+    resolved = "" if stopped else _resolved(store, run, of, whole)
 
     def explain(address: str) -> Any:
         if whole:
             raise missing(store, run, address)
 
-    return _read(store, run, members, explain, or_else=STOPPED)
+    values = _stored(store, run, [resolved], STOPPED)
+    if STOPPED in values:
+        return [values[STOPPED]]
+    return shape.arrange_members(resolved, values, _stand_in(explain), early=True)
 
 
 def _resolved(store: ResultStore, run: str, of: Shape, whole: bool) -> Shape:
@@ -131,56 +133,51 @@ def _is_wide(of: Shape) -> bool:
     return isinstance(of, (list, dict)) or "*" in of
 
 
-def _read(
-    store: ResultStore,
-    run: str,
-    shapes: Sequence[Shape],
-    explain: Callable[[str], Any],
-    or_else: str = "",
-) -> list[Any]:
-    """The values of *shapes*, or only that at the address *or_else* if there is one."""
+def _stored(store: ResultStore, run: str, shapes: Sequence[Shape], *more: str) -> dict[str, Any]:
+    """What there is at the addresses of *shapes* and at those that are *more*."""
     wanted = [address for each in shapes for address in shape.addresses(each) if address]
-    if or_else:
-        wanted.append(or_else)
-    values: dict[str, Any] = {}
+    wanted.extend(more)
     found = store.patiently(store.values, run, wanted)
-    for address, data in zip(wanted, found, strict=True):
-        if data is not Missing:
-            values[address] = absent.decode(data)
-    if or_else in values:
-        return [values[or_else]]
+    pairs = zip(wanted, found, strict=True)
+    return {address: absent.decode(data) for address, data in pairs if data is not Missing}
 
+
+def _stand_in(explain: Callable[[str], Any]) -> Callable[[str, bool], Any]:
     def stand_in(address: str, skipped: bool) -> Any:
         return Skipped(address) if skipped else explain(address)
 
-    return [shape.arrange(each, values, stand_in) for each in shapes]
+    return stand_in
 
 
 def missing(store: ResultStore, run: str, address: str, *, existed: bool = False) -> MissingResult:
     """Says why the job at *address* has no result in the store."""
+    return MissingResult(_why_missing(store, run, address, existed), address)
+
+
+def _why_missing(store: ResultStore, run: str, address: str, existed: bool) -> str:
     found = store.patiently(store.read, run)
     if found is None:
-        return MissingResult(
+        return (
             f"the result of {address} cannot be read because run {run} is gone: it was forgotten, "
             "or has expired (clutch_ttl, clutch_result_ttl)"
         )
     job = f"job {address} of run {run}"
     data = found.failures.get(address)
-    failure = orjson.loads(data) if data and address not in found.finished else None
-    if failure and failure["final"]:
-        died_of = f"{failure['exception']}: {failure['message']}"
-        return MissingResult(f"{job} has no result: it died of {died_of}")
+    failure = orjson.loads(data) if data else {"exception": "", "message": "", "final": False}
+    died_of = f"{failure['exception']}: {failure['message']}"
     if address in found.tolerated:
-        return MissingResult(f"{job} has no result: it died, and the run goes on without it")
+        return f"{job} has no result: it died of {died_of}, and the run goes on without it"
+    if failure["final"] and address not in found.finished:
+        return f"{job} has no result: it died of {died_of}"
     ran = address in store.patiently(store.infos, run)
     if found.state is State.SUCCEEDED and not existed and not ran:
         (skipped,) = store.patiently(store.counts, run, ["skipped"])
         if skipped:
-            return MissingResult(f"{job} has no result: it was skipped")
+            return f"{job} has no result: it was skipped"
     if existed or ran or found.state is State.SUCCEEDED:
-        return MissingResult(
+        return (
             f"{job} had a result that is no longer in the store: it has expired there, or the "
             "server evicts keys (maxmemory-policy)"
         )
     yet = " yet" if found.state is State.RUNNING else ""
-    return MissingResult(f"{job} has no result{yet}: the run is {found.state}")
+    return f"{job} has no result{yet}: the run is {found.state}"

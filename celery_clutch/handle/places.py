@@ -40,6 +40,7 @@ class _Walk:
         template: the address of that, with `EACH` for branches of maps.
         numbers: those of these branches.
         before: the shape of what comes before the node in its branch; None for nothing.
+        may_fail: the node is a branch that the run goes on without if it dies.
     """
 
     def __init__(self, root: Series, address: str) -> None:
@@ -48,12 +49,14 @@ class _Walk:
         self.template = ""
         self.numbers: list[str] = []
         self.before: Shape | None = ""
+        self.may_fail = False
 
     def enter(self, part: str, decisions: Decisions) -> None:
         """Go on to the child with this number."""
         if not part.isdecimal() or str(int(part)) != part:
             raise _unknown(self.address)
         index = int(part)
+        self.may_fail = plan.is_tolerant(self.node)
         if isinstance(self.node, (Map, Parallel)):
             self.before = None
         if isinstance(self.node, Map):
@@ -87,11 +90,14 @@ class _Walk:
             raise _unknown(self.address)
         for number in self.numbers:
             self.before = shape.substitute(self.before, number)
+        self.may_fail = plan.is_tolerant(self.node)
         self.node, self.template, self.numbers = node, branch, []
 
     def shape(self) -> Shape:
         """The shape of the node."""
         of = shape.shape(self.node, self.template, self.before)
+        if self.may_fail:
+            of = {"branch": self.template, "of": of, "need": 0}
         for number in self.numbers:
             of = shape.substitute(of, number)
         return of

@@ -21,6 +21,7 @@ from ..errors import (
     ClutchTimeout,
     CorruptRecord,
     GetInsideTask,
+    MissingResult,
     RunNotFound,
 )
 from ..extend.plugins import runtime
@@ -206,12 +207,30 @@ class ClutchResult:
             UnknownAddress: the plan has no such address, or (UnknownName) no step this name.
         """
         found = self.record()
-        if address is None:
-            return values.last(self._store, self.id, record.Meta.loads(found.meta).last)
-        wanted = self._shape_of(address)
-        wanted = values.Decisions(self._store, self.id).resolve(wanted)
-        (value,) = values.read(self._store, self.id, [wanted])
+        try:
+            if address is None:
+                return values.last(self._store, self.id, record.Meta.loads(found.meta).last)
+            wanted = self._shape_of(address)
+            wanted = values.Decisions(self._store, self.id).resolve(wanted)
+            (value,) = values.read(self._store, self.id, [wanted])
+        except MissingResult as exc:
+            if never := self._never(exc.address):
+                raise MissingResult(never, exc.address) from None
+            raise
         return value
+
+    def _never(self, address: str) -> str:
+        """Why the job at *address* will not have a result, though the run goes on or has failed for
+        another reason; "" if nothing is known of that."""
+        found = self._store.read(self.id)
+        if found is None or found.jobs > FEW:
+            return ""
+        shown = tree.of(self._store, self.plan(), found)
+        skipped = {node.address for node in shown.walk() if node.state == "skipped"}
+        if address not in skipped:
+            return ""
+        job = f"job {address} of run {self.id}"
+        return f"{job} has no result: it was skipped"
 
     def _shape_of(self, step: str) -> shape.Shape:
         """The shape of the step with this address or name."""

@@ -6,9 +6,9 @@ A *shape* is the address of a job; ``"1*3"`` for the jobs 1.0, 1.1 and 1.2; ``"1
 Two kinds are known only while the run runs, and `resolve` says what they are: ``{"choose": address
 of the decider, "keys": {key: shape}, "else": shape, "truth": bool}`` and ``{"map": address, "of":
 shape of a branch}``. Where branches may be missing it is ``{"some": address of the parallel, "of":
-shape, "need": whether some need not have run}``, and each of them ``{"branch": its address, "of":
-shape, "need": ...}``: its value is what is stored for the branch itself, else that of the shape,
-which is ``""`` where the branch was skipped.
+shape, "need": how many have to be there, or 0 for all}``, and each of them ``{"branch": its
+address, "of": shape, "need": ...}``: its value is what is stored for the branch itself, else that
+of the shape, which is ``""`` where the branch was skipped.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _of_branches(node: Parallel, address: str) -> Shape:
 def _some(node: Parallel | Map, address: str, of: Shape) -> Shape:
     if not is_tolerant(node):
         return of
-    return {"some": address, "of": of, "need": bool(node.need)}
+    return {"some": address, "of": of, "need": node.need}
 
 
 def resolve(of: Shape, decided: Decided, added: Added | None = None) -> Shape:
@@ -288,7 +288,7 @@ def _members_of_some(of: Mapping[str, Any]) -> list[Shape]:
     found: list[Shape] = []
     for index, member in enumerate(members(of["of"])):
         branch = _branch_of(of["some"], index, member)
-        found.append({"branch": branch, "of": member, "need": of.get("need", False)})
+        found.append({"branch": branch, "of": member, "need": of.get("need", 0)})
     return found
 
 
@@ -321,31 +321,55 @@ def addresses(of: Shape) -> Iterator[str]:
         yield from addresses(member)
 
 
-def arrange(of: Shape, values: Mapping[str, Any], missing: Callable[[str, bool], Any]) -> Any:
+def arrange(
+    of: Shape,
+    values: Mapping[str, Any],
+    missing: Callable[[str, bool], Any],
+    *,
+    early: bool = False,
+) -> Any:
     """The *values* by address, nested as the shape is.
 
     *missing* gives what stands for the value of an address that has none, or raises; it is told
-    whether there need not be one.
+    whether there need not be one. *early* says that fewer may be there than a parallel needs, which
+    then needs all that are not.
     """
     if isinstance(of, dict) and "branch" in of:
-        return _arrange_branch(of, values, missing)
+        return _arrange_branch(of, values, missing, early)
     if is_parallel(of):
-        return [arrange(member, values, missing) for member in members(of)]
+        return arrange_members(of, values, missing, early=early)
     if not of:
         return missing("", True)
     assert isinstance(of, str)
     return values[of] if of in values else missing(of, False)
 
 
+def arrange_members(
+    of: Shape,
+    values: Mapping[str, Any],
+    missing: Callable[[str, bool], Any],
+    *,
+    early: bool = False,
+) -> list[Any]:
+    """The values of the `members` of a shape; see `arrange`."""
+    found = members(of)
+    if early and isinstance(of, dict) and "some" in of and not _is_there(of, values):
+        found = [{**member, "need": 0} for member in found if isinstance(member, dict)]
+    return [arrange(member, values, missing, early=early) for member in found]
+
+
 def _arrange_branch(
-    of: Mapping[str, Any], values: Mapping[str, Any], missing: Callable[[str, bool], Any]
+    of: Mapping[str, Any],
+    values: Mapping[str, Any],
+    missing: Callable[[str, bool], Any],
+    early: bool,
 ) -> Any:
     branch = of["branch"]
     if branch in values:
         return values[branch]
     if of["of"] == "" or (of.get("need") and not _is_there(of["of"], values)):
         return missing(branch, True)
-    return arrange(of["of"], values, missing)
+    return arrange(of["of"], values, missing, early=early)
 
 
 def _is_there(of: Shape, values: Mapping[str, Any]) -> bool:
@@ -354,8 +378,9 @@ def _is_there(of: Shape, values: Mapping[str, Any]) -> bool:
         return of["branch"] in values or of["of"] == "" or _is_there(of["of"], values)
     if not is_parallel(of):
         return of in values
-    enough = any if isinstance(of, dict) and of.get("need") else all
-    return enough(_is_there(member, values) for member in members(of))
+    there = [_is_there(member, values) for member in members(of)]
+    need = of.get("need") if isinstance(of, dict) else 0
+    return sum(there) >= (need or len(there))
 
 
 def _is_of(shapes: Sequence[Shape], address: str) -> bool:

@@ -11,6 +11,7 @@ from integration.app import (
     every_named,
     fail,
     fail_unless,
+    hold,
     picky,
     read_named,
     seen,
@@ -18,7 +19,7 @@ from integration.app import (
     stop,
     value,
 )
-from integration.lab import Runs, handlers, new_tag
+from integration.lab import Runs, handlers, new_tag, until
 
 from celery_clutch import Clutch, ClutchResult, Failed, State, named, parallel, series
 from celery_clutch.errors import ClutchFailed, MissingResult, UnknownAddress, UnknownName
@@ -69,6 +70,52 @@ def test_results_of_what_is_inside_a_choice(lab: Runs) -> None:
             run.results(skipped)
     with pytest.raises(UnknownAddress):
         run.results("1.3")
+
+
+@pytest.mark.not_eager
+def test_results_of_what_will_not_run_before_the_run_has_ended(lab: Runs) -> None:
+    flag = new_tag()
+    clutch = Clutch().choose(value.s("a"), {"a": value.s(1), "b": value.s(2)})
+    run = clutch.add(hold, flag, 3).add(value, 4).engage()
+    until(lambda: run.progress().done == 3, "for the choice")
+    with pytest.raises(MissingResult, match=r"0\.2 .* has no result: it was skipped"):
+        run.results("0.2")
+    with pytest.raises(MissingResult, match=r"2 .* has no result yet: the run is RUNNING"):
+        run.results("2")
+    lab.raise_flag(flag)
+    run.get(timeout=30)
+
+
+def test_results_of_a_branch_that_a_run_goes_on_without(lab: Runs) -> None:
+    steps = series(value.s(1), parallel(value.s(2), fail.s("b")), value.s(3))
+    branches = Clutch(value.s([0, 1])).map(series(picky.s(0), value.si(5)), allow_failures=1)
+    run = parallel(steps, branches, fail.s("c"), allow_failures=True, name="all").engage()
+    run.get(timeout=30)
+    assert run.results("0.0") == Failed("0.0.1.1", "ValueError", "b")
+    assert run.results("0.1") == [Failed("0.1.1.0.0", "ValueError", "0 is refused"), 5]
+    assert run.results("0.1.1.0") == run.results("0.1")[0]
+    assert [run.results(f"0.{n}") for n in range(3)] == run.results("all")
+    said = "died of ValueError: 0 is refused, and the run goes on without it"
+    with pytest.raises(MissingResult, match=said):
+        run.results("0.1.1.0.0")
+
+
+@pytest.mark.not_eager
+def test_results_of_a_parallel_before_as_many_have_succeeded_as_it_needs(lab: Runs) -> None:
+    flag = new_tag()
+    run = parallel(value.s(1), hold.s(flag, 2), value.s(3), need=3, name="all").engage()
+    until(lambda: run.progress().done == 2, "for two branches")
+    for address in ("0", "all", None):
+        with pytest.raises(MissingResult, match=r"0\.1 .* has no result yet"):
+            run.results(address)
+    lab.raise_flag(flag)
+    assert run.get(timeout=30) == [1, 2, 3]
+
+
+def test_what_is_missing_where_fewer_have_succeeded_than_are_needed(lab: Runs) -> None:
+    run = parallel(fail.s("a"), fail.s("b"), value.s(1), need=3, max_concurrency=1).engage()
+    assert lab.finish(run) is State.FAILED
+    assert run.get(timeout=30, propagate=False) == [None, None, 1]
 
 
 # --- names --------------------------------------------------------------------------------------
