@@ -30,6 +30,12 @@ from .conftest import App
 from .test_embedded import until
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of pytest-xdist are told of one."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 class Shop:
     """An app, and its command line."""
 
