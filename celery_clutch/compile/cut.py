@@ -208,11 +208,10 @@ class Cutter:
         """What starts a parallel."""
         width = len(node.branches)
         place = self.tolerant(node, at, width, place)
-        counted = is_tolerant(node) or self.listens(place.scope) or node.scope.errbacks
         here: Place | None = None
         for index, branch in enumerate(node.branches):
             address = join(at, index)
-            if here is None or counted:  # else all branches are in the same place
+            if here is None or self.tells_apart(node, place):
                 here = self.branch(node, branch, at, address, width, None, place)
             yield from self.node(branch, address, here)
 
@@ -249,6 +248,11 @@ class Cutter:
         name = f"{at}#"
         barrier = Barrier(name, node.need or width, grows=True)
         return replace(place, barriers=(barrier, *_gated(place.barriers, name)))
+
+    def tells_apart(self, around: Parallel | Map, place: Place) -> bool:
+        """Whether the branches of a parallel, or map, that runs all at a time are in places of
+        their own: who is told of one, or counts them, has to know which it is (see `branch`)."""
+        return is_tolerant(around) or self.listens(place.scope) or bool(around.scope.errbacks)
 
     def branch(
         self,

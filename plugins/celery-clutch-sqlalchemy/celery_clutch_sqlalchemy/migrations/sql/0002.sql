@@ -345,9 +345,10 @@ BEGIN
             END IF;
         END IF;
         -- Where transactions are more isolated than this one, there may be a lease that is not seen.
-        INSERT INTO clutch_rows VALUES (v_id, 'lease', v_address, convert_to(
-            concat_ws(' ', p_told->>'owner', v_turn, v_lapses, v_now, p_told->>'page'), 'UTF8'
-        )) ON CONFLICT (run_id, kind, key) DO UPDATE SET value = excluded.value;
+        PERFORM clutch_put(
+            v_id, 'lease', v_address,
+            concat_ws(' ', p_told->>'owner', v_turn, v_lapses, v_now, p_told->>'page')
+        );
     END IF;
     o_verdict := 1;
     -- That a job begins may be lost when the server crashes: it begins again. All else that is
