@@ -335,7 +335,7 @@ def _route_is_another(app: Celery) -> None:
 
 def _task_is_another(app: Celery) -> None:
     app.tasks.unregister("step")
-    app.task(name="step", priority=3)(step)
+    app.task(name="step", priority=3, shared=False)(step)  # else later apps have it, too
 
 
 @pytest.mark.parametrize("change", [_queue_is_another, _route_is_another, _task_is_another])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -390,6 +391,10 @@ class RedisServer:
         return redis.Redis.from_url(self.url)
 
 
+_COMMANDS = re.compile(rb"(?:^|\r\n)\*\d+\r\n")
+"""Where commands of Redis begin."""
+
+
 class Proxy:
     """In front of a server: closes the connection at the n-th command that it is sent."""
 
@@ -438,8 +443,10 @@ class Proxy:
     def _ask(self, client: socket.socket, server: socket.socket) -> bool:
         """Pass a command on; False if the connection is to be closed."""
         command = client.recv(1 << 20)
-        self._left -= 1
-        cut = bool(command) and self._left == 0
+        before = self._left
+        # Some are sent together (Redis), and may come so, or one by one.
+        self._left -= max(len(_COMMANDS.findall(command)), 1)
+        cut = bool(command) and before > 0 >= self._left
         self.cuts += cut
         if command and (self._answered or not cut):
             server.sendall(command)
