@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any
 
 import redis
@@ -15,9 +16,30 @@ URL = os.environ.get("CLUTCH_BENCH_REDIS", "redis://localhost:6379/14")
 app = Celery("bench", broker=URL, backend=URL)
 
 
-def tell(key: str, value: Any = 1) -> None:
+def tell(key: str) -> None:
     """Say that *key* has ended."""
-    redis.Redis.from_url(URL).rpush(key, value)
+    teller().rpush(key, 1)
+
+
+@cache
+def teller() -> redis.Redis:
+    """A client that keeps its connection: to tell costs one round trip."""
+    return redis.Redis.from_url(URL)
+
+
+class Told:
+    """Tells of its end when its result is stored, and not before."""
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        tell(args[-1])
+
+
+class RawTold(Told, Task):
+    """A plain Celery task that tells of its end."""
+
+
+class JobTold(Told, ClutchTask):
+    """A job that tells of its end."""
 
 
 @app.task(base=Task)
@@ -31,12 +53,10 @@ def raw_big(size: int) -> str:
     return "x" * size
 
 
-@app.task(base=Task)
+@app.task(base=RawTold)
 def raw_end(results: Any, key: str) -> int:
     """The last task of a raw canvas."""
-    count = len(results) if isinstance(results, list) else 1
-    tell(key, count)
-    return count
+    return len(results) if isinstance(results, list) else 1
 
 
 @app.task(base=Task, ignore_result=True)
@@ -67,12 +87,10 @@ def job_big(size: int) -> str:
     return "x" * size
 
 
-@app.task(base=ClutchTask, bind=True)
+@app.task(base=JobTold, bind=True)
 def job_end(self: ClutchTask, key: str) -> int:
     """The last job of a clutch: it reads the results before it, as raw canvas is handed them."""
-    count = len(self.previous_results)
-    tell(key, count)
-    return count
+    return len(self.previous_results)
 
 
 @app.task(base=ClutchTask, bind=True)

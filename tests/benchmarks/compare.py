@@ -2,8 +2,8 @@
 
 Who sends a canvas or a clutch waits for it with ``get()``, as programs do (the columns "raw" and
 "clutch"): that costs raw canvas much, because Celery subscribes to the result of every task it sends.
-In the columns "raw alone" and "clutch alone" nobody waits: the last task tells that it has begun. The
-ratios are raw to clutch with somebody waiting for both (``speed``), for neither (``alone``), and for
+In the columns "raw alone" and "clutch alone" nobody waits: the last task tells when its result is
+stored. The ratios are raw to clutch with somebody waiting for both (``speed``), for neither (``alone``), and for
 the clutch only (``against alone``), which is the hardest.
 
     python tests/benchmarks/compare.py [--quick] [--repeat 3] [--only parallel-3000] [--out DIR]
@@ -110,7 +110,7 @@ def measure(shape: Shape, send: Sender, *, watched: bool, timeout: float = 300) 
         dispatch += time.perf_counter() - engaged
         if watched:
             result.get(timeout=timeout)
-        if server.blpop([key], timeout=timeout) is None:
+        elif server.blpop([key], timeout=timeout) is None:
             raise SystemExit(f"{shape.name}: no end after {timeout} seconds")
     return Sample(time.perf_counter() - start, dispatch, moved() - before)
 
