@@ -62,6 +62,7 @@ from .base import (
 )
 from .buckets import Buckets
 from .machine import TransactionalStore
+from .redis_ear import Ear
 from .redis_url import connection
 from .rows import Head, Rows, Wanted
 
@@ -184,7 +185,7 @@ class RedisStore(TransactionalStore, Buckets):
         self._own: dict[str, Any] = {}  # the client, once there is one
         self._kept: list[Any] = []
         self._kept_by = 0  # the process
-        self._ears: list[Any] = []
+        self._ears: list[Ear] = []
         self._ears_of = 0
         self._kept_for = [_milliseconds(options.kept(state)) for state in _KEPT]
         self._index = f"{options.prefix}:runs"
@@ -391,7 +392,7 @@ class RedisStore(TransactionalStore, Buckets):
                 return _rows(kind, self._client.hgetall(name))
             if not keys:
                 return {}
-            values = self._client.hmget(name, [start + key for key in keys])
+            values = self._asked("HMGET", name, *(start + key for key in keys))
             found = zip(keys, values, strict=True)
             return {key: value for key, value in found if value is not None}
 
@@ -491,12 +492,12 @@ class RedisStore(TransactionalStore, Buckets):
 
     def peek(self, run: str) -> tuple[State, int] | None:
         with _errors, _reading(run):
-            name, generation = self._client.hmget(self._keys(run)[0], "state", "gen")
+            name, generation = self._asked("HMGET", self._keys(run)[0], "state", "gen")
             return None if name is None else (_state(name), int(generation))
 
     def outline(self, run: str) -> tuple[State, bytes] | None:
         with _errors, _reading(run):
-            name, meta = self._client.hmget(self._keys(run)[0], "state", "meta")
+            name, meta = self._asked("HMGET", self._keys(run)[0], "state", "meta")
             return None if name is None else (_state(name), meta)
 
     def finished(self, run: str, addresses: Sequence[str]) -> set[str]:
@@ -509,13 +510,15 @@ class RedisStore(TransactionalStore, Buckets):
 
     def wait(self, run: str, timeout: float | None = None) -> State | None:
         deadline = None if timeout is None else time.monotonic() + timeout
-        with _errors, self._listening(f"{self._channels(run)}ended") as channel:
+        with _errors, _reading(run), self._listening(f"{self._channels(run)}ended") as ear:
             while True:
                 state = (self.peek(run) or (None,))[0]
                 left = _RECHECK if deadline is None else deadline - time.monotonic()
                 if state is None or state in ENDED or left <= 0:
                     return state
-                channel.get_message(timeout=min(left, _RECHECK))
+                told = ear.hear(min(left, _RECHECK))
+                if told:  # a run that was deleted has no state
+                    return State(told)
 
     async def wait_async(self, run: str, timeout: float | None = None) -> State | None:
         if self._given is not None or _connection(self.url)[0] != "server":
@@ -536,12 +539,12 @@ class RedisStore(TransactionalStore, Buckets):
                     await asyncio.wait_for(channel.get_message(timeout=pause), pause + 5)
 
     def watch(self, run: str) -> Generator[bool, None, None]:
-        with _errors, self._listening(f"{self._channels(run)}changed") as channel:
+        with _errors, self._listening(f"{self._channels(run)}changed") as ear:
             changed, looked = True, time.monotonic()
             while True:
                 yield changed
-                changed = channel.get_message(timeout=_LOOK_UP) is not None
-                while channel.get_message(timeout=0) is not None:
+                changed = ear.hear(_LOOK_UP) is not None
+                while ear.hear(0) is not None:
                     pass  # what has happened meanwhile is one change
                 if time.monotonic() - looked > _RECHECK:
                     changed = True  # perhaps a message was lost
@@ -627,6 +630,13 @@ class RedisStore(TransactionalStore, Buckets):
         """Call *script*, one of those of every job, on a connection that is kept for them."""
         return self._on_kept(lambda client: script(client, keys, *args))
 
+    def _asked(self, *command: Any) -> Any:
+        """The answer to a command that only reads, as the server sends it."""
+        try:
+            return self._on_kept(lambda client: client.execute_command(*command))
+        except (redis.ConnectionError, OSError):  # the server has closed it: a pool opens another
+            return self._client.execute_command(*command)
+
     def _on_kept(self, call: Callable[[Any], T]) -> T:
         """What *call* returns of a connection that is kept for what every job needs.
 
@@ -659,50 +669,45 @@ class RedisStore(TransactionalStore, Buckets):
         return bool(self._given) or "max_connections=" in self.url
 
     @contextmanager
-    def _listening(self, name: str) -> Iterator[Any]:
+    def _listening(self, name: str) -> Iterator[Ear]:
         """A connection that has subscribed to a channel. It is kept for who listens next."""
-        channel = self._kept_ear(name) or self._new_ear(name)
+        ear = self._kept_ear(name) or self._new_ear(name)
         usable = False
         try:
-            yield channel
+            yield ear
             usable = True
         except GeneratorExit:  # who watches has seen enough
             usable = True
             raise
         finally:
-            if not (usable and self._hush(channel, name)):
-                channel.close()
+            if not (usable and self._keep(ear)):
+                ear.close()
 
-    def _kept_ear(self, name: str) -> Any:
+    def _kept_ear(self, name: str) -> Ear | None:
         """The connection that is kept, with a subscription; None if it is none any more."""
         if self._ears_of != os.getpid():
             self._ears, self._ears_of = [], os.getpid()
         try:
-            channel = self._ears.pop()
+            ear = self._ears.pop()
         except IndexError:  # there is none, or another thread has it
             return None
         try:
-            return _subscribed(channel, name)
+            return _listens(ear, name)
         except (RedisError, OSError):  # the server has closed it meanwhile
             return None
 
-    def _new_ear(self, name: str) -> Any:
-        return _subscribed(self._client.pubsub(ignore_subscribe_messages=True), name)
+    def _new_ear(self, name: str) -> Ear:
+        return _listens(Ear(self._client), name)
 
-    def _hush(self, channel: Any, name: str) -> bool:
-        """Keep a connection that no longer listens; whether that was done."""
-        if self._counted:
+    def _keep(self, ear: Ear) -> bool:
+        """Keep a connection that is to listen no more; whether that was done."""
+        if self._counted or self._ears:
             return False
         try:
-            channel.unsubscribe(name)
-            deadline = time.monotonic() + 1.0
-            while channel.subscribed and time.monotonic() < deadline:
-                channel.get_message(timeout=1.0)
+            ear.hush()
         except (RedisError, OSError):
             return False
-        if channel.subscribed or self._ears:
-            return False
-        self._ears.append(channel)
+        self._ears.append(ear)
         return True
 
     def _async_client(self) -> Any:
@@ -945,15 +950,14 @@ def _turn(turn: Turn | None) -> list[Any]:
     return [turn.address, turn.member, turn.limit, turn.width] if turn else ["", "", 0, 0]
 
 
-def _subscribed(channel: Any, name: str) -> Any:
-    """*channel* with a subscription: from here on nothing is missed. An error closes it."""
+def _listens(ear: Ear, name: str) -> Ear:
+    """*ear*, which listens to a channel. An error closes it."""
     try:
-        channel.subscribe(name)
-        channel.get_message(timeout=1.0)
+        ear.listen(name)
     except BaseException:
-        channel.close()
+        ear.close()
         raise
-    return channel
+    return ear
 
 
 def _if_any(args: list[Any]) -> list[Any]:
