@@ -284,12 +284,15 @@ class Prepared:
         """The page it starts with."""
         return self.cut.first
 
-    def create(self, since: float | None = None) -> None:
+    def create(self, since: float | None = None, message: tuple[str, bytes] | None = None) -> None:
         """Store it; unless *since* is None, its first page is due from then on.
+
+        *message* is that of the page, behind the key of its queue, for a store that can send it.
 
         Raises:
             AlreadyEngaged: a run with this id exists.
         """
+        sent = {"message": message} if message else {}  # other stores do not know it
         due = {ROOT: since} if since is not None and self.meta.jobs else {}
         store = runtime(self.app).store
         store.create(
@@ -302,6 +305,7 @@ class Prepared:
             data=self.data,
             ends=self.meta.ends() if self.meta.jobs else (),  # an empty clutch sends nothing
             due=due,
+            **sent,
         )
 
     def share(self, data: Mapping[str, bytes]) -> None:

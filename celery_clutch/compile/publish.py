@@ -51,9 +51,13 @@ def send(app: Celery, chains: Chains, options: Mapping[str, Any] | None = None) 
             return
 
 
-def made(own: Runtime, chain: list[Signature]) -> tuple[str, bytes] | None:
-    """The message of *chain*, behind the key of its queue, for a store that can send it."""
-    found = direct.of(own).made([_message(chain, {})], partial(_publish_one, own.app))
+def made(
+    own: Runtime, chain: list[Signature], options: Mapping[str, Any] | None = None
+) -> tuple[str, bytes] | None:
+    """The message of *chain*, behind the key of its queue, for a store that can send it;
+    *options* are for its first task."""
+    only = [_message(chain, options or {})]
+    found = direct.of(own).made(only, partial(_publish_one, own.app))
     if found is None or [len(messages) for messages in found.values()] != [1]:
         return None
     ((queue, (message,)),) = found.items()

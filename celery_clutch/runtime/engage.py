@@ -9,11 +9,11 @@ from typing import Any
 from celery import Celery
 
 from .. import signals
-from ..compile import canvas, pages, publish, record
+from ..compile import canvas, direct, pages, publish, record
 from ..compile.canvas import Prepared
 from ..errors import AlreadyEngaged, StoreUnavailable
 from ..extend import observers
-from ..extend.plugins import runtime
+from ..extend.plugins import Runtime, runtime
 from ..model.status import State
 from ..stores.rows import ROOT
 from . import advance, eager, journal
@@ -37,12 +37,13 @@ def engage(prepared: Prepared, options: Mapping[str, Any], *, named: bool = Fals
     app = prepared.app
     own = runtime(app)
     since = begins_at(options)
+    message = None if named else _only_message(own, prepared, options)
     try:
-        prepared.create(time.time() if since is None else since)
+        prepared.create(time.time() if since is None else since, message)
     except AlreadyEngaged:
         if not (named and _is_unsent(prepared)):
             raise
-    if prepared.meta.jobs and not app.conf.task_always_eager:
+    if prepared.meta.jobs and not message and not app.conf.task_always_eager:
         try:
             _send(prepared, options, named=named)
         except BaseException:
@@ -54,6 +55,24 @@ def engage(prepared: Prepared, options: Mapping[str, Any], *, named: bool = Fals
         outbox = advance.outbox_of(app, prepared.origin)
         outbox.page(pages.ROOT, prepared.encoded[pages.ROOT])
         _run_now(outbox)
+
+
+def _only_message(
+    own: Runtime, prepared: Prepared, options: Mapping[str, Any]
+) -> tuple[str, bytes] | None:
+    """The message that a run starts with, if that is one, and the store can send it."""
+    if not prepared.meta.jobs or not direct.of(own).possible:
+        return None
+    if not pages.is_direct(prepared.first) or len(prepared.first) > 1:
+        return None
+    outbox = advance.outbox_of(own.app, prepared.origin, grown=False)
+    outbox.page(pages.ROOT, prepared.encoded[pages.ROOT])
+    if len(outbox.chains) > 1 or outbox.is_to_confirm:
+        return None
+    try:
+        return publish.made(own, outbox.chains[0], options)
+    except direct.UNSENT:
+        return None
 
 
 def _run_now(outbox: Outbox) -> None:

@@ -298,6 +298,11 @@ class Outbox:
                 publish.send_patiently(self.app, self.chains)
         self.confirm()
 
+    @property
+    def is_to_confirm(self) -> bool:
+        """Whether something that was sent has no other receipt, or is due at a time of its own."""
+        return bool(self._later or self._published)
+
     def confirm(self) -> None:
         """Record what was sent and has no other receipt."""
         if self._later:

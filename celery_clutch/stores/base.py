@@ -606,6 +606,7 @@ class ResultStore(ABC):
         data: Mapping[str, bytes] = NOTHING,
         ends: Iterable[State] = (),
         due: Mapping[str, float] = NOTHING,
+        message: tuple[str, bytes] | None = None,
     ) -> None:
         """Store a new run: RUNNING, generation 0, ``remaining == jobs``, listed by `scan`.
 
@@ -614,7 +615,8 @@ class ResultStore(ABC):
         without control characters, and each is itself only if every character is. *ends* are the
         states whose reaching makes something due: ``"end SUCCEEDED"``, ``"end CANCELLED"`` unless
         the run was FAILED, and for FAILED ``"death <address of the job that died>"``. *due* is what
-        is due from the start, and since when.
+        is due from the start, and since when. *message*, behind the key of its queue, is sent in
+        the same step; only a store that `serves` as the broker is given one.
 
         Raises:
             AlreadyEngaged: a run of this id exists; it is left as it is.

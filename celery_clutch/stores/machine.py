@@ -81,6 +81,12 @@ class TransactionalStore(ResultStore):
         """Write a new run with its rows by kind and key; False, and nothing is written, if there is
         one of this id that has not expired. One that has is replaced."""
 
+    def insert_and_push(
+        self, head: Head, rows: Mapping[str, Mapping[str, bytes]], queue: str, message: bytes
+    ) -> bool:
+        """`insert`, and `push` of a message in the same step, if the run is written."""
+        raise NotImplementedError(f"{self!r} is no broker")
+
     @abstractmethod
     def snapshot(
         self, run: str, kinds: Sequence[str]
@@ -113,6 +119,7 @@ class TransactionalStore(ResultStore):
         data: Mapping[str, bytes] = NOTHING,
         ends: Iterable[State] = (),
         due: Mapping[str, float] = NOTHING,
+        message: tuple[str, bytes] | None = None,
     ) -> None:
         now = time.time()
         kinds = tuple(state.value for state in ends)
@@ -124,7 +131,12 @@ class TransactionalStore(ResultStore):
             rules.end_run(rows, State.SUCCEEDED)
         self._touch(head)
         written = {kind: dict(rules.present(changed)) for kind, changed in rows.changed.items()}
-        if not self.insert(head, {"page": pages, "data": data, **written}):
+        found = {"page": pages, "data": data, **written}
+        if message is None:
+            created = self.insert(head, found)
+        else:
+            created = self.insert_and_push(head, found, *message)
+        if not created:
             raise AlreadyEngaged(f"a run with the id {run!r} exists")
         if head.state in ENDED:
             self.notify(run)

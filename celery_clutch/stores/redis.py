@@ -142,6 +142,13 @@ class _Line:
         self._client = redis.Redis(connection_pool=pool, single_connection_client=True)
         self._connection: Any = self._client.connection
 
+    def is_open(self) -> bool:
+        """Whether the server has neither closed it nor said what nobody has asked for."""
+        try:
+            return not self._connection.can_read(timeout=0)
+        except (redis.ConnectionError, OSError):
+            return False
+
     def execute_command(self, *args: Any) -> Any:
         self._connection.send_packed_command([_packed(args)])
         return self._connection.read_response()
@@ -351,13 +358,18 @@ class RedisStore(TransactionalStore, Buckets):
             self._client.publish(f"{self._channels(run)}changed", "")
 
     def insert(self, head: Head, rows: Mapping[str, Mapping[str, bytes]]) -> bool:
+        return self.insert_and_push(head, rows, "", b"")
+
+    def insert_and_push(
+        self, head: Head, rows: Mapping[str, Mapping[str, bytes]], queue: str, message: bytes
+    ) -> bool:
         horizon = min(self._kept_for)
         fields = {**_changeable(head), "meta": head.meta}
         fields["name"] = orjson.dumps(head.name)
         fields["tags"] = orjson.dumps(list(head.tags))
         fields["ends"] = " ".join(head.ends)
         del fields["ended"]  # the script has the time
-        args = [head.run, horizon, head.state.value, len(fields), *_flat(fields)]
+        args = [head.run, horizon, head.state.value, message, len(fields), *_flat(fields)]
         for kind, some in rows.items():
             place, start = _PLACES[kind]
             for key, value in some.items():
@@ -366,7 +378,10 @@ class RedisStore(TransactionalStore, Buckets):
             if self._clustered:
                 return self._create_listed(head.run, args)
             keys = [*self._keys(head.run), self._index]
-            created = _create(self._client, keys, *self._common(head.run), *args)
+            if queue:
+                keys.append(queue)
+            common = self._common(head.run)
+            created = self._on_kept(lambda client: _create(client, keys, *common, *args), idle=True)
             if created:
                 self._forget_gone([run.decode() for run in created[1:]])
         return created is not None
@@ -637,16 +652,19 @@ class RedisStore(TransactionalStore, Buckets):
         except (redis.ConnectionError, OSError):  # the server has closed it: a pool opens another
             return self._client.execute_command(*command)
 
-    def _on_kept(self, call: Callable[[Any], T]) -> T:
+    def _on_kept(self, call: Callable[[Any], T], *, idle: bool = False) -> T:
         """What *call* returns of a connection that is kept for what every job needs.
 
-        A pool looks at a connection whenever it lends it.
+        A pool looks at a connection whenever it lends it; this looks only at one that may have been
+        *idle* for so long that the server has closed it.
         """
         if self._kept_by != os.getpid():
             self._kept, self._kept_by = [], os.getpid()
         try:
             client = self._kept.pop()
         except IndexError:  # there is none yet, or another thread has it
+            client = None
+        if idle and isinstance(client, _Line) and not client.is_open():
             client = None
         if client is None:
             client = self._lasting()

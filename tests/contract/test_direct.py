@@ -19,11 +19,12 @@ from celery.signals import after_task_publish, before_task_publish
 from kombu import Exchange, Queue
 from kombu.serialization import register, unregister
 
-from celery_clutch import Clutch, ClutchTask
+from celery_clutch import Clutch, ClutchResult, ClutchTask, parallel
 from celery_clutch.compile import direct, publish
 from celery_clutch.compile.canvas import Compiler
 from celery_clutch.compile.header import Header
 from celery_clutch.compile.pages import Item
+from celery_clutch.errors import AlreadyEngaged
 from celery_clutch.extend.plugins import forget_runtime, runtime
 from celery_clutch.model.plan import Job
 from celery_clutch.model.status import State
@@ -385,23 +386,42 @@ def test_a_serializer_of_the_user_s_own_makes_all_messages(
     unregister("direct-own")
 
 
-def test_to_engage_takes_a_script_and_a_message(
-    make_app: Callable[..., Celery], redis_url: str, queue: str
+@pytest.mark.parametrize(
+    ("steps", "id", "commands"),
+    [
+        (1, None, ["EVALSHA"]),
+        (3, None, ["EVALSHA", "LPUSH"]),
+        # Who calls again is to know whether anything was sent.
+        (1, "direct", ["EVALSHA", "LPUSH", "HGETALL", "EVALSHA"]),
+    ],
+)
+def test_to_engage_takes_a_script_and_messages(
+    make_app: Callable[..., Celery],
+    redis_url: str,
+    queue: str,
+    steps: int,
+    id: str | None,
+    commands: list[str],
 ) -> None:
     app = make_app()
     client = redis.Redis.from_url(redis_url)
-    clutch = Clutch(app.signature("step", (1,)), app=app)
-    runs = [clutch.engage()]
+    branches = [app.signature("step", (number,)) for number in range(steps)]
+
+    def engage(id: str | None) -> ClutchResult:
+        return Clutch(parallel(*branches), app=app, id=id).engage()
+
+    runs = [engage(None)]
     sent: list[str] = []
     with client.monitor() as monitor:
-        runs.append(clutch.engage())
+        runs.append(engage(id and f"{id}-{queue}"))
         client.echo(queue)
         for each in monitor.listen():
             if each["command"] == f"ECHO {queue}":
                 break
-            if each["client_type"] != "lua" and (runs[1].id in each["command"]):
+            if each["client_type"] != "lua" and runs[1].id in each["command"]:
                 sent.append(each["command"].split()[0])
-    assert sent == ["EVALSHA", "LPUSH"]
+    assert sent == commands
+    assert client.llen(queue) == 2 * steps
     for run in runs:
         run.forget()
 
@@ -421,6 +441,21 @@ def complete(store: RedisStore, run: str, queue: str, generation: int = 0) -> tu
         run, "0", generation, b"1", "t", next=("job 0 1", 1.0), message=(queue, b"message")
     )
     return store.complete(done).due
+
+
+def test_a_run_and_its_only_message_are_one_step(
+    store: RedisStore, redis_url: str, queue: str
+) -> None:
+    client = redis.Redis.from_url(redis_url)
+    run = f"r-{uuid.uuid4()}"
+    store.create(run, b"", {}, 3, due={"page 0": 1.0}, message=(queue, b"message"))
+    with pytest.raises(AlreadyEngaged):
+        store.create(run, b"", {}, 3, message=(queue, b"another"))
+    assert client.lrange(queue, 0, -1) == [b"message"]
+    found = store.read(run)
+    assert found and list(found.due) == ["page 0"], "until the message begins it may be lost"
+    client.delete(queue)
+    store.delete(run)
 
 
 def test_a_result_and_the_message_for_what_is_next_are_one_step(

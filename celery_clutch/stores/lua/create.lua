@@ -1,5 +1,5 @@
--- KEYS: ..., and where one script may write both, the index of runs
--- ARGV: ..., run, ms after which runs may have expired, state,
+-- KEYS: ..., and where one script may write both, the index of runs, and the queue of a message
+-- ARGV: ..., run, ms after which runs may have expired, state, the message or '',
 --       how many fields, (field of the run, value)..., (number of a key, field, value)...
 -- Returns nil if the run exists, else {when it was created, runs that may have expired...}.
 local now = clock()
@@ -12,8 +12,8 @@ for i = 2, OWN do
   redis.call('HSET', KEYS[i], SENTINEL, '')
 end
 local fields = {'ended', ARGV[6] == 'RUNNING' and '' or now}
-local rows = 8 + 2 * ARGV[7]
-for i = 8, rows - 1 do
+local rows = 9 + 2 * ARGV[8]
+for i = 9, rows - 1 do
   fields[#fields + 1] = ARGV[i]
 end
 for i = rows, #ARGV, 3 do
@@ -25,6 +25,9 @@ if not index then
   return {now}
 end
 redis.call('ZADD', index, now, ARGV[4])
+if KEYS[OWN + 2] then
+  redis.call('LPUSH', KEYS[OWN + 2], ARGV[7])
+end
 -- Longer than any of its runs, unless nothing is engaged for all that time.
 redis.call('PEXPIRE', index, 2 * math.max(ARGV[1], SUCCEEDED_TTL, FAILED_TTL))
 local horizon = string.format('%.6f', now - ARGV[5] / 1000)
