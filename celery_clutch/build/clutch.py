@@ -363,7 +363,7 @@ class Clutch:
         prepared = self.prepared()
         if prepared.meta.parent is None:
             start(prepared, options, named=self.id is not None)
-        return ClutchResult(prepared.run, self.app)
+        return ClutchResult.of_begun(prepared)
 
     def prepared(self) -> canvas.Prepared:
         """A run, ready to be stored and sent, or handed to the running job it is nested in.

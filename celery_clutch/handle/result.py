@@ -51,6 +51,15 @@ class ClutchResult:
     def __init__(self, id: str, app: compat.App | None = None) -> None:
         self.id = id
         self.app: compat.App = app or current_app._get_current_object()
+        self._begun: shape.Shape | None = None
+
+    @classmethod
+    def of_begun(cls, prepared: canvas.Prepared) -> ClutchResult:
+        """The handle of a run that has just begun: the first `get` need not look whether it has
+        ended, nor ask what its last step is."""
+        handle = cls(prepared.run, prepared.app)
+        handle._begun = prepared.meta.last
+        return handle
 
     # --- looking --------------------------------------------------------------------------
 
@@ -168,10 +177,13 @@ class ClutchResult:
         """
         self._refuse_in_task()
         deadline = None if timeout is None else time.monotonic() + timeout
-        outline = self._store.outline(self.id)
+        last, self._begun = self._begun, None
+        outline = self._store.outline(self.id) if last is None else (State.RUNNING, b"")
         while outline is not None and outline[0] not in ENDED:
             left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
             state = self._store.wait(self.id, left)
+            if state is State.SUCCEEDED and last is not None:
+                return values.last(self._store, self.id, last)
             outline = self._store.outline(self.id)
             if state not in ENDED:
                 break

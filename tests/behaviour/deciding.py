@@ -24,10 +24,22 @@ class Dead(Exception):
 
 @dataclass
 class Given:
-    """What came of a plan: the value of each job that has run, by address."""
+    """What came of a plan: the value of each job that has run, by address.
+
+    Attributes:
+        perhaps: of jobs beside a dead one in a branch that the run went on without: it may have
+            ended before they began.
+    """
 
     dead: frozenset[str] = frozenset()
     values: dict[str, Any] = field(default_factory=dict)
+    perhaps: dict[str, Any] = field(default_factory=dict)
+
+    def go_on_without(self, branch: str) -> None:
+        """Nobody waits for what else is in *branch*."""
+        for at in list(self.values):
+            if plan.is_in(at, branch):
+                self.perhaps[at] = self.values.pop(at)
 
 
 def work() -> st.SearchStrategy[Node]:
@@ -111,6 +123,8 @@ def _value(node: Node, at: str, previous: list[Any], given: Given, *args: Any) -
             got, _ = _value(branch, plan.join(at, index), previous, given, *own)
         except Dead:
             died = died or not node.allow
+            if node.allow:
+                given.go_on_without(plan.join(at, index))
             got = FAILED
         values.append(got)
     if died:
