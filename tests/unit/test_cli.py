@@ -573,9 +573,35 @@ def test_watch_counts_what_was_decided_while_the_run_ran(
     run.get(timeout=30)
     (line,) = shop.lines("watch", run.id)
     assert line[10:] == f"order 7 {run.id}  SUCCEEDED  4 of 4 jobs"
+
+
+def test_watch_shortens_an_id_where_its_line_would_not_fit(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Clutch(shop.fetch.s(1), name="order 7", app=shop.app).engage()
+    run.get(timeout=30)
+    whole = f"order 7 {run.id}  SUCCEEDED  1 of 1 jobs"
+    fits = len(whole) + 10
+    for columns, shown in (fits, run.id), (fits - 1, run.id[:8]):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        (line,) = shop.lines("watch", run.id)
+        assert line[10:] == whole.replace(run.id, shown)
+
+
+def test_watch_all_shortens_no_id_without_a_terminal(shop: Shop) -> None:
+    run = Clutch(shop.wait, name="order 7", app=shop.app).engage()
+    threading.Timer(0.3, shop.go_on.set).start()
+    lines = shop.lines("watch", "--all", "--interval", "0.1")
+    assert lines[1][10:] == f"order 7 {run.id}  RUNNING  0 of 1 jobs"
+
+
+def test_watch_leaves_room_for_the_bar(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rich")
+    run = Clutch(shop.fetch.s(1), name="order 7", app=shop.app).engage()
+    run.get(timeout=30)
     monkeypatch.setenv("COLUMNS", "80")
-    (line,) = shop.lines("watch", run.id)
-    assert line[10:] == f"order 7 {run.id[:8]}  SUCCEEDED  4 of 4 jobs"
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: True)
+    assert f" order 7 {run.id[:8]}  SUCCEEDED  1 of 1 jobs" in shop("watch", run.id).output
 
 
 def test_watch_ends_with_1_where_the_run_failed_or_was_cancelled(shop: Shop) -> None:

@@ -37,6 +37,8 @@ TOP = 15
 """Runs that ``watch --all`` shows one by one."""
 MARGIN = 10
 """Characters that the time takes at the start of a line."""
+BAR = 30
+"""Characters of a progress bar."""
 NAME = 4
 """Characters that are left of a name at least."""
 
@@ -49,8 +51,9 @@ NAME = 4
 def watch(obj: Any, id: str | None, everything: bool, interval: float) -> None:
     """Watch a run until it has ended; exit with 0 if it has succeeded, else with 1.
 
-    With --all a summary of all runs, and below it those that matter most, by the start of their
-    ids: what is in trouble, and then what has run for longest.
+    With --all a summary of all runs, and below it those that matter most: what is in trouble, and
+    then what has run for longest. Where a line would not fit the terminal, the start of the id
+    stands for it.
 
     It is drawn with "rich" on a terminal, where that is installed: pip install celery-clutch[cli].
     Elsewhere lines are added whenever something has changed.
@@ -61,17 +64,17 @@ def watch(obj: Any, id: str | None, everything: bool, interval: float) -> None:
     id = resolve(store, id) if id else None
     runs: dict[str, Summary] = {}
     columns = line_width()
-    width = None if columns is None else columns - MARGIN
-    whole = id is not None and width is None  # there is room for the whole id
-    near = set() if whole else newest(store)
+    near = set() if columns is None else newest(store)
     with _live(obj) as draw, closing(_ticks(store, id, interval, draw is not None)) as ticks:
+        beside = BAR + 1 if draw else MARGIN
+        width = None if columns is None else columns - beside
         for _ in ticks:
             before, runs = runs, _look(store, id, runs)
             for run in runs.values():
                 paces[run.run].add(time.monotonic(), run.done)
-            names = {} if whole else shortened({*runs, *near})
+            short = shortened({*runs, *near})
             shown = [
-                (run, _headline(run, paces[run.run], names.get(run.run, run.run), width))
+                (run, _headline(run, paces[run.run], short[run.run], width))
                 for run in _top(runs.values())
             ]
             summary = "" if id else _overall(runs.values(), paces)
@@ -130,17 +133,22 @@ def _add(texts: Iterable[str], width: int | None) -> None:
         margin = " " * MARGIN
 
 
-def _headline(run: Summary, pace: words.Pace, id: str, width: int | None) -> str:
-    """A run in one line of *width* characters, by the name *id*; its own name is cut."""
-    parts = [id, run.state, words.progress(run)]
+def _headline(run: Summary, pace: words.Pace, short: str, width: int | None) -> str:
+    """A run in one line of *width* characters: where it is too long, the id is *short* and the name
+    is cut."""
+    parts = [run.state, words.progress(run)]
     if run.state is State.RUNNING and (rate := pace.rate()):
         parts.append(f"{rate:,.1f} a second")
         parts.append(f"{words.duration(pace.left(run.jobs) or 0)} left")
+    name = graph.printable(run.name or "")
     text = graph.printable("  ".join(parts))
-    if not run.name:
+    whole = f"{name} {run.run}  {text}".lstrip()
+    if width is None or len(whole) <= width:
+        return whole
+    text = f"{short}  {text}"
+    if not name:
         return text
-    room = None if width is None else max(width - len(text) - 1, NAME)
-    return f"{cut(graph.printable(run.name), room)} {text}"
+    return f"{cut(name, max(width - len(text) - 1, NAME))} {text}"
 
 
 def _top(runs: Iterable[Summary]) -> list[Summary]:
@@ -179,7 +187,7 @@ def _live(obj: Any) -> Iterator[Callable[..., None] | None]:
     def draw(runs: Iterable[tuple[Summary, str]], top: lines.Line | None, summary: str) -> None:
         table = Table.grid(padding=(0, 1))
         for run, text in runs:
-            bar = ProgressBar(total=max(run.jobs, 1), completed=run.done, width=30)
+            bar = ProgressBar(total=max(run.jobs, 1), completed=run.done, width=BAR)
             table.add_row(bar, Text(text))
         lines = [line_of(parts, plain=obj.no_color) for parts in drawn(top)] if top else []
         head = [Text(summary)] if summary else []
