@@ -16,7 +16,8 @@ from .shape import Shape, checked, substitute
 LISTED = 10
 """How many names an error has at most."""
 
-_ADDRESS = re.compile(r"[0-9]+(\.[0-9]+((-[0-9]+)*\+[0-9]+)*)*")
+_ADDRESS = re.compile(r"([0-9]+|%)(\.([0-9]+|%)((-([0-9]+|%))*\+[0-9]+)*)*")
+"""An address in a run or, with `EACH`, in a plan."""
 
 _WORD = re.compile(r"[^\W\d][\w-]*")
 _WORDS = ("else", "true", "false", "null")
@@ -154,7 +155,10 @@ def check(name: Any) -> str:
             f"{shown} cannot be the name of a step: use 1 to 200 printable characters"
         )
     if _ADDRESS.fullmatch(name):
-        raise InvalidName(f"{name!r} cannot be the name of a step: it reads as an address")
+        raise InvalidName(
+            f"{name!r} cannot be the name of a step: it reads as an address; use at least one "
+            f"character besides digits and .{EACH}+-"
+        )
     return name
 
 

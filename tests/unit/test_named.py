@@ -188,6 +188,10 @@ BAD = [
     "0",
     "1.2",
     "12.0.3",
+    "1.%",
+    "1.%.0",
+    "%",
+    "1.0-2+0",
     5,
     None,
     b"photo",
@@ -207,7 +211,16 @@ def test_what_cannot_be_a_name(name: Any) -> None:
             pass
 
 
-@pytest.mark.parametrize("name", ["photo", "Größe 2", "1.2.", "x" * 200, "a.b", "{}", "📷", "-1"])
+@pytest.mark.parametrize("name", ["1.%", "1.0", "%"])
+def test_a_name_that_reads_as_an_address_needs_another_character(name: str) -> None:
+    said = re.escape(f"{name!r} cannot be the name of a step: it reads as an address")
+    with pytest.raises(InvalidName, match=f"^{said}; use .* besides digits and [.]%[+]-"):
+        named(a, name)
+
+
+@pytest.mark.parametrize(
+    "name", ["photo", "Größe 2", "1.2.", "x" * 200, "a.b", "{}", "📷", "-1", "50 %"]
+)
 def test_what_can(eager: Celery, name: str) -> None:
     @eager.task
     def one() -> int:
