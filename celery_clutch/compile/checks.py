@@ -32,6 +32,16 @@ _OF_THE_CLUTCH = frozenset(
     )
 )
 _OF_A_SIGNATURE = frozenset(("args", "kwargs", "link", "link_error", "task_id"))
+_OF_NO_STEP = {
+    "id": "that of a run is Clutch(id=...); the id of its message is task_id",
+    "name": "write named(step, name)",
+    "parent": "write Clutch(parent=...)",
+    "on_failure": "write Clutch(on_failure=...), which can be a step, too",
+    "on_success": "write Clutch(on_success=...), which can be a step, too",
+    "on_death": "write Clutch(on_death=...), which can be a step, too",
+    "on_end": "write Clutch(on_end=...) for the whole run",
+}
+"""What Celery would take for a property of the message, and send, and nobody would read."""
 _INTERNAL = ("celery.", "celery_clutch.")
 
 
@@ -47,13 +57,14 @@ class Jobs:
         """Look at the jobs of a page.
 
         Raises:
-            InvalidOption: Celery cannot send a job with its options.
+            InvalidOption: Celery cannot send a job with its options, or one is not of a step.
             InvalidStep: the arguments do not fit the task, or two jobs have one ``task_id``.
             NonJSONArgument: a pydantic model for a task that takes none.
         """
         for item in items:
             job, where = item.job, f"job {item.at} ({item.job.task})"
             if job.options:
+                _refuse_misplaced(job.options, where)
                 options(job.options, where)
                 self._note_id(job.options.get("task_id"), where)
             _refuse_models((*job.args, *job.kwargs.values()), where)
@@ -149,6 +160,12 @@ def options(given: Mapping[str, Any], where: str) -> None:
         raise InvalidOption(
             f"{where}: soft_time_limit {soft} is more than time_limit {hard}, so it never comes"
         )
+
+
+def _refuse_misplaced(given: Mapping[str, Any], where: str) -> None:
+    for name, fix in _OF_NO_STEP.items():
+        if name in given:
+            raise InvalidOption(f"{where}: {name} is no option of a step: {fix}")
 
 
 def _refuse_models(values: Iterable[Any], where: str) -> None:

@@ -244,6 +244,23 @@ def test_what_engage_takes_no_more(takes: Any, option: str) -> None:
         Clutch(takes.s(1)).engage(**{option: "x"})
 
 
+@pytest.mark.parametrize(
+    ("option", "fix"),
+    [
+        ("id", r"Clutch\(id=...\); the id of its message is task_id"),
+        ("name", r"named\(step, name\)"),
+        ("parent", r"Clutch\(parent=...\)"),
+        ("on_failure", r"Clutch\(on_failure=...\)"),
+        ("on_end", r"Clutch\(on_end=...\)"),
+    ],
+)
+def test_what_a_step_does_not_take(app: Celery, takes: Any, option: str, fix: str) -> None:
+    said = rf"job 1 \(shop.takes\): {option} is no option of a step: .*{fix}"
+    with pytest.raises(InvalidOption, match=said):
+        Clutch(takes.s(1), takes.s(2).set(**{option: "x"})).engage()
+    assert not runtime(app).store.scan()[0]
+
+
 @pytest.mark.parametrize("option", ["args", "kwargs", "link", "link_error", "task_id"])
 def test_what_belongs_to_a_step(takes: Any, option: str) -> None:
     with pytest.raises(InvalidOption, match=f"{option} belongs to a step"):
