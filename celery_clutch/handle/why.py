@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..compile import record as records
+from ..errors import NotAList
 from ..model import names, plan
 from ..model.graph import OVER
 from ..model.plan import Job, Map, Parallel, Scope
@@ -175,9 +176,11 @@ class _Why:
             for failure in dead[:LISTED]:
                 sentence = (
                     f"the run failed {self._at(ended)}: {self._job(failure.address, failure.task)} "
-                    f"is dead since its attempt {failure.attempt}: {_told(failure)}"
+                    f"is dead{_attempt(failure)}: {_told(failure)}"
                 )
                 fix = "resume() runs it again."
+                if _is_of_a_list(failure):
+                    fix = "Its list is a result, which resume() keeps: engage a changed clutch."
                 yield self._reason("ended", sentence, failure.address, ended, fix)
             if len(dead) > LISTED:
                 sentence = f"{len(dead) - LISTED:,} more jobs of the run are dead"
@@ -566,6 +569,8 @@ def _pending(node: plan.Node, drawn: Node, outer: Scope, since: float) -> Iterat
         return
     scope = node.scope.inherit(outer)
     if isinstance(node, Map):  # how many branches it has is not known
+        if drawn.state == "dead":
+            return
         yield Pending(drawn.address, Job(ADVANCE, name=node.name), scope.queue, since)
         return
     steps = _steps(node, drawn)
@@ -640,6 +645,17 @@ def _told(failure: Failure) -> str:
     if len(message) > 200:
         message = message[:200] + "..."
     return f"{failure.exception}: {message}"
+
+
+def _attempt(failure: Failure) -> str:
+    """The attempt that a job has died of; what died before it could begin had none."""
+    return "" if failure.task == ADVANCE else f" since its attempt {failure.attempt}"
+
+
+def _is_of_a_list(failure: Failure) -> bool:
+    """Whether it is the list of a map that is wrong, found when the map was to begin."""
+    name = f"{NotAList.__module__}.{NotAList.__qualname__}"
+    return failure.task == ADVANCE and failure.exception == name
 
 
 def _verb(jobs: Sequence[Pending], one: str, many: str) -> str:

@@ -41,6 +41,9 @@ from .outbox import Outbox, is_plain
 
 logger = logging.getLogger(__name__)
 
+UNREADABLE = (MissingResult, NotAList, CorruptRecord)
+"""What is raised where a run cannot go on from a page; `unreadable` lets it fail of that."""
+
 
 def outbox_of(
     app: Celery,
@@ -145,8 +148,8 @@ def deliver(outbox: Outbox, due: Sequence[str], collect: Callable[[str, str, str
             continue
         try:
             collect(key, kind, rest)
-        except (MissingResult, NotAList, CorruptRecord) as exc:
-            unreadable(outbox.app, outbox.compiler.origin, rest, exc)
+        except UNREADABLE as exc:
+            unreadable(outbox.app, outbox.compiler.origin, key, exc)
     outbox.send()
     told.sort(key=_order)
     for key in told:
@@ -174,11 +177,14 @@ def _is_due(task: Signature, generation: int, key: str) -> bool:
 
 
 def unreadable(app: Celery, origin: Header, key: str, exc: Exception) -> None:
-    """A page that is to be sent is gone, or is not what was stored: the run cannot go on."""
-    address = getattr(exc, "address", "") or f"page {key}"
+    """A page is gone, or is not what was stored: the run cannot go on. *key* is what was due, and
+    is not any more: sent again, it would fail again."""
+    what = f"page {key.partition(' ')[2]}"
+    address = getattr(exc, "address", "") or what
     failure = handlers.describe(exc, address, canvas.ADVANCE, None)
     failure = replace(failure, final=True)
-    fail(app, replace(origin, at=address), failure, f"page {key}")
+    fail(app, replace(origin, at=address), failure, what)
+    runtime(app).store.patiently(runtime(app).store.published, origin.run, [key])
 
 
 def tell(app: Celery, run: str, key: str) -> None:

@@ -126,7 +126,11 @@ def resume(app: Celery, run: str, *, retry_tolerated: bool = False) -> bool:
     origin = meta.origin(run, found.generation)
     outbox = advance.outbox_of(app, origin)
     if app.conf.task_always_eager:
-        outbox.rest(pages.ROOT)
+        try:
+            outbox.rest(pages.ROOT)
+        except advance.UNREADABLE as exc:
+            advance.unreadable(app, origin, ROOT, exc)
+            return True
         _run_now(outbox)
         return True
     signature = outbox.compiler.advance(pages.ROOT, meta.scope("").queue, rest=True)

@@ -26,7 +26,7 @@ from celery.worker.control import inspect_command
 
 from ..compile import canvas, compat, record
 from ..compile.header import NAME, Header
-from ..errors import ConfigurationError, CorruptRecord, MissingResult, NotAList, StoreUnavailable
+from ..errors import ConfigurationError, CorruptRecord, StoreUnavailable
 from ..extend.plugins import runtime
 from ..model.status import State
 from ..stores.base import Verdict
@@ -82,8 +82,8 @@ def advance_page(self: InternalTask, page: str, rest: bool = False) -> None:
             outbox.rest(page)
         else:
             outbox.expanded(page)
-    except (MissingResult, NotAList, CorruptRecord) as exc:
-        advance.unreadable(self.app, header.origin, page, exc)
+    except advance.UNREADABLE as exc:
+        advance.unreadable(self.app, header.origin, f"page {page}", exc)
         raise
     outbox.send()
 

@@ -187,9 +187,10 @@ class Loader:
         if known is Missing:
             width = self._list(start.at, start.source).width
             if start.need > width:
+                elements = "1 element" if width == 1 else f"{width} elements"
                 raise NotAList(
-                    f"the map at {start.at} needs {start.need} of its branches, and its list has "
-                    f"{width} elements",
+                    f"the map at {start.at} has need={start.need}, which wants a list of at least "
+                    f"{start.need} elements, and its list has {elements}",
                     start.at,
                 )
             self.decide(start, width)

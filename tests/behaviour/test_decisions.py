@@ -204,6 +204,25 @@ def test_a_map_whose_list_is_known_to_be_wrong_late(lab: Runs) -> None:
     assert (failure.address, failure.exception) == ("2", "celery_clutch.errors.NotAList")
 
 
+def test_a_list_that_is_shorter_than_need_fails_the_run_again_when_that_is_resumed(
+    lab: Runs,
+) -> None:
+    run = Clutch(value.s([1])).map(double, need=2).engage()
+    for _ in range(2):
+        assert lab.finish(run) is State.FAILED
+        (failure,) = run.failures()
+        assert failure.address == "1"
+        assert failure.message == (
+            "the map at 1 has need=2, which wants a list of at least 2 elements, and its list has "
+            "1 element"
+        )
+        (reason,) = run.why()
+        assert reason.kind == "ended"
+        assert f": the map 1 is dead: {failure.exception}: {failure.message}" in reason.sentence
+        assert "Its list is a result, which resume() keeps" in reason.fix
+        assert run.resume()
+
+
 def test_a_map_is_resumed_where_it_was(lab: Runs) -> None:
     flag = new_tag()
     run = Clutch(value.s([1, flag, 3])).map(series(picky.s(flag), seen.s())).add(seen).engage()
