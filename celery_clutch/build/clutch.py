@@ -888,8 +888,12 @@ def _what(node: Node) -> str:
     return f"{node.task}({', '.join(values)})"
 
 
-def _composed(step: Any, app: Any) -> Node:
-    """The node of a step that a running job adds."""
+def _branches(steps: tuple[Any, ...], app: Any) -> list[Node]:
+    """The nodes of the steps that a running job adds."""
+    return [_branch(step, app) for step in _listed(steps)]
+
+
+def _branch(step: Any, app: Any) -> Node:
     clutch = Clutch(app=app)
     node = clutch._node(step)
     if clutch._inner_data:
@@ -907,4 +911,4 @@ def _composed(step: Any, app: Any) -> Node:
     return node
 
 
-growth.compose = _composed  # what runs knows nothing of what composes
+growth.compose = _branches  # what runs knows nothing of what composes

@@ -129,11 +129,10 @@ class Attempt:
             ),
         )
 
-    def add_branch(self, step: Any) -> None:
-        """Keep a branch for the parallel around the job; see `growth.Branches`."""
-        node = growth.compose(step, self.app)
-        if node.size:
-            self.added.append(node)
+    def add_branches(self, steps: tuple[Any, ...]) -> None:
+        """Keep branches for the parallel around the job; see `growth.Branches`."""
+        nodes = growth.compose(steps, self.app)
+        self.added += [node for node in nodes if node.size]
 
     def begin(self) -> Begun:
         """Ask the store whether to run; a job whose owner has died is free."""

@@ -20,11 +20,11 @@ from ..model.shape import Shape
 from ..stores.base import Barrier, Growth, Missing, ResultStore, Turn
 from .loading import Loader
 
-Compose = Callable[[Any, Celery], Node]
-"""Makes a node of a step, as a clutch does."""
+Compose = Callable[[tuple[Any, ...], Celery], list[Node]]
+"""Makes a node of each step, or of those in one iterable, as ``parallel()`` does."""
 
 
-def _no_compose(step: Any, app: Celery) -> Node:
+def _no_compose(steps: tuple[Any, ...], app: Celery) -> list[Node]:
     raise NotImplementedError("set by celery_clutch.build.clutch, which every import brings")
 
 
@@ -35,28 +35,27 @@ class Branches:
     """What a job adds to the parallel or map it is in, kept until it completes.
 
     Args:
-        add: takes a step.
+        add: takes the steps of a call.
     """
 
-    def __init__(self, add: Callable[[Any], None]) -> None:
+    def __init__(self, add: Callable[[tuple[Any, ...]], None]) -> None:
         self._add = add
 
     def add(self, *steps: Any) -> Branches:
         """Add each of *steps*, anything that a clutch takes, as a branch to the innermost parallel
-        or map that the job is in; see `ClutchTask.branches`. If this attempt of the job fails
-        nothing is added.
+        or map that the job is in; see `ClutchTask.branches`. Takes arguments or one iterable, as
+        ``parallel()`` does. If this attempt of the job fails nothing is added.
 
         Raises:
             InvalidStep: a step cannot be one.
             InvalidName: it, or a step in it, has a name.
             BuildError: it is a clutch with data.
         """
-        for step in steps:
-            self._add(step)
+        self._add(steps)
         return self
 
 
-def refuse(step: Any) -> None:
+def refuse(steps: tuple[Any, ...]) -> None:
     """What `Branches.add` does outside a run."""
     raise BuildError("branches.add() outside a run: there is no parallel that a branch could be of")
 

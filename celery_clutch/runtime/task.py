@@ -115,7 +115,7 @@ class ClutchTask(Task):
             InvalidStep: what is added is no step.
         """
         attempt = _attempt(self)
-        return Branches(attempt.add_branch if attempt else refuse)
+        return Branches(attempt.add_branches if attempt else refuse)
 
     @property
     def data(self) -> Data:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from integration.app import countdown, fail_unless, picky, seen, spread, value
+from integration.app import countdown, fail_unless, picky, seen, spread, spread_list, value
 from integration.lab import Runs, new_tag
 
 from celery_clutch import Clutch, State, parallel, series
@@ -16,6 +16,13 @@ def test_a_job_adds_branches(lab: Runs) -> None:
     status = run.status()
     assert (status.done, status.total) == (7, 7)
     assert run.results("1") == [1, 2, "a", ["b"]]
+
+
+def test_a_job_adds_a_list_of_branches_as_parallel_takes_one(lab: Runs) -> None:
+    branches = [value.s("a"), value.s("b")]
+    run = parallel(spread_list.s(1, branches)).engage()
+    assert run.get(timeout=30) == [1, "a", "b"]
+    assert parallel([value.s(1), *branches]).engage().get(timeout=30) == [1, "a", "b"]
 
 
 def series_of(*steps: object) -> object:

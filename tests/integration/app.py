@@ -281,6 +281,14 @@ def spread(self: Any, x: Any, *steps: Any, fails: int = 0) -> Any:
     return x
 
 
+@shared_task(name="it.spread_list", bind=True)
+def spread_list(self: Any, x: Any, steps: Any) -> Any:
+    """Add *steps*, a list, as branches, and return *x*."""
+    ran(self)
+    self.branches.add([self.app.signature(step) for step in steps])
+    return x
+
+
 @shared_task(name="it.spread_choices", bind=True)
 def spread_choices(self: Any, *decided: str) -> str:
     """Add a branch for each of *decided*, which is a value for "a", and nothing for others."""

@@ -462,7 +462,7 @@ def test_a_parent_that_is_no_task(eager: Celery) -> None:
 
 ADDED = [
     (lambda one: one.s({1}), r"NonJSONArgument: job 0\.0\+0 \(one\), args: \$\[0\] cannot be sent"),
-    (lambda one: [one.s(1)], "InvalidStep: a step is a signature, a task"),
+    (lambda one: [one.s(1), [one.s(1)]], "InvalidStep: a step is a signature, a task"),
     (lambda one: Clutch(one.s(1), data={"a": 1}), r"BuildError: .*data\['a'\].* self.data"),
     (lambda one: named(one.s(1), "x"), "InvalidName: .*'x'.* cannot have a name"),
     (lambda one: Clutch(one.s([1])).map(named(one.s(), "x")), "InvalidName: .*'x'.* have a name"),
