@@ -41,6 +41,9 @@ from .outbox import Outbox, is_plain
 
 logger = logging.getLogger(__name__)
 
+LISTED = 10
+"""How many options an error has at most."""
+
 UNREADABLE = (MissingResult, NotAList, CorruptRecord)
 """What is raised where a run cannot go on from a page; `unreadable` lets it fail of that."""
 
@@ -505,12 +508,18 @@ def chosen(header: Header, value: Any) -> pages.Choice:
     assert header.choices is not None
     choice = header.choices.of(value)
     if choice is None:
-        keys = ", ".join(str(option.key) for option in header.choices.options)
+        options = header.choices.options
+        keys = ", ".join(_cut(str(option.key)) for option in options[:LISTED])
+        more = f" and {len(options) - LISTED:,} more" if len(options) > LISTED else ""
         raise NoSuchChoice(
-            f"job {header.at} has decided for {value!r:.80}, which is no option, and there is no "
-            f"default; the options are {keys}"
+            f"job {header.at} has decided for {_cut(repr(value))}, which is no option, and there "
+            f"is no default; the options are {keys}{more}"
         )
     return choice
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def finished_event(

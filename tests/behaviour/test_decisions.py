@@ -70,6 +70,17 @@ def test_no_such_option_is_a_final_failure_of_what_decides(lab: Runs) -> None:
     assert "0.0 has decided for 'x'" in failure.message and '"eu", "us"' in failure.message
 
 
+def test_many_and_long_options_are_cut_where_none_is_chosen(lab: Runs) -> None:
+    options = {"k" * 500: value.s(0), **{f"key {n}": value.s(n) for n in range(1000)}}
+    run = Clutch().choose(value.s("x" * 500), options).engage()
+    assert lab.finish(run) is State.FAILED
+    message = run.failures()[0].message
+    assert f"has decided for '{'x' * 50}" in message and "…, which is no option" in message
+    assert f'the options are "{"k" * 50}' in message and '…, "key 0", "key 1", ' in message
+    assert message.endswith(' "key 8" and 991 more')
+    assert len(message) < 500
+
+
 def test_choices_in_branches_and_a_choice_that_is_last(lab: Runs) -> None:
     branches = [
         Clutch().choose(value.s(key), {"a": parallel(value.s(1), value.s(2)), "b": value.s(3)})
