@@ -154,6 +154,11 @@ def missing(store: ResultStore, run: str, address: str, *, existed: bool = False
     return MissingResult(_why_missing(store, run, address, existed), address)
 
 
+def skipped(run: str, address: str) -> MissingResult:
+    """Says that the job at *address* has no result and will have none, because it does not run."""
+    return MissingResult(f"job {address} of run {run} has no result: it was skipped", address)
+
+
 def _why_missing(store: ResultStore, run: str, address: str, existed: bool) -> str:
     found = store.patiently(store.read, run)
     if found is None:
@@ -171,9 +176,9 @@ def _why_missing(store: ResultStore, run: str, address: str, existed: bool) -> s
         return f"{job} has no result: it died of {died_of}"
     ran = address in store.patiently(store.infos, run)
     if found.state is State.SUCCEEDED and not existed and not ran:
-        (skipped,) = store.patiently(store.counts, run, ["skipped"])
-        if skipped:
-            return f"{job} has no result: it was skipped"
+        (count,) = store.patiently(store.counts, run, ["skipped"])
+        if count:
+            return str(skipped(run, address))
     if existed or ran or found.state is State.SUCCEEDED:
         return (
             f"{job} had a result that is no longer in the store: it has expired there, or the "

@@ -226,23 +226,18 @@ class ClutchResult:
             wanted = values.Decisions(self._store, self.id).resolve(wanted)
             (value,) = values.read(self._store, self.id, [wanted])
         except MissingResult as exc:
-            if never := self._never(exc.address):
-                raise MissingResult(never, exc.address) from None
+            if self._is_skipped(found, exc.address):
+                raise values.skipped(self.id, exc.address) from None
             raise
         return value
 
-    def _never(self, address: str) -> str:
-        """Why the job at *address* will not have a result, though the run goes on or has failed for
-        another reason; "" if nothing is known of that."""
-        found = self._store.read(self.id)
-        if found is None or found.jobs > FEW:
-            return ""
+    def _is_skipped(self, found: Record, address: str) -> bool:
+        """Whether the job at *address* will not run, though the run goes on or has failed for
+        another reason; False for a run that is too large to look."""
+        if found.jobs > FEW:
+            return False
         shown = tree.of(self._store, self.plan(), found)
-        skipped = {node.address for node in shown.walk() if node.state == "skipped"}
-        if address not in skipped:
-            return ""
-        job = f"job {address} of run {self.id}"
-        return f"{job} has no result: it was skipped"
+        return any(node.address == address and node.state == "skipped" for node in shown.walk())
 
     def _shape_of(self, step: str) -> shape.Shape:
         """The shape of the step with this address or name."""
