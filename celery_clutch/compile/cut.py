@@ -160,7 +160,10 @@ class Cutter:
         """Note the name of *node*, if it has one."""
         if node.name and node.size:
             names.check(node.name)
-            of = _listed(shape(node, at, place.previous), at, place.tolerances)
+            # A branch stands for its own absence, another step for what comes before it.
+            is_branch = at.rpartition(".")[0] in place.parallels[-1:]
+            of = shape(node, at, None if is_branch else place.previous)
+            of = _listed(of, at, place.tolerances)
             step = Named(at, of, place.parallels, place.options)
             names.add(self.out.names, node.name, step)
 

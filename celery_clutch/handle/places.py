@@ -39,7 +39,8 @@ class _Walk:
         node: where it has come to.
         template: the address of that, with `EACH` for branches of maps.
         numbers: those of these branches.
-        before: the shape of what comes before the node in its branch; None for nothing.
+        before: the shape of what comes before the node.
+        is_branch: the node is a branch, which stands for its own absence.
         may_fail: the node is a branch that the run goes on without if it dies.
     """
 
@@ -48,7 +49,8 @@ class _Walk:
         self.node: Node = root
         self.template = ""
         self.numbers: list[str] = []
-        self.before: Shape | None = ""
+        self.before: Shape = ""
+        self.is_branch = False
         self.may_fail = False
 
     def enter(self, part: str, decisions: Decisions) -> None:
@@ -57,8 +59,7 @@ class _Walk:
             raise _unknown(self.address)
         index = int(part)
         self.may_fail = plan.is_tolerant(self.node)
-        if isinstance(self.node, (Map, Parallel)):
-            self.before = None
+        self.is_branch = isinstance(self.node, (Map, Parallel))
         if isinstance(self.node, Map):
             at = self.here()
             width = int(decisions(at))
@@ -90,12 +91,13 @@ class _Walk:
             raise _unknown(self.address)
         for number in self.numbers:
             self.before = shape.substitute(self.before, number)
+        self.is_branch = True
         self.may_fail = plan.is_tolerant(self.node)
         self.node, self.template, self.numbers = node, branch, []
 
     def shape(self) -> Shape:
         """The shape of the node."""
-        of = shape.shape(self.node, self.template, self.before)
+        of = shape.shape(self.node, self.template, None if self.is_branch else self.before)
         if self.may_fail:
             of = {"branch": self.template, "of": of, "need": 0}
         for number in self.numbers:
@@ -110,7 +112,7 @@ class _Walk:
         return at
 
 
-def _last(steps: Sequence[Node], address: str, before: Shape | None) -> Shape:
+def _last(steps: Sequence[Node], address: str, before: Shape) -> Shape:
     """The shape of the last of *steps*, in a series at *address*."""
     return shape.shape(Series(tuple(steps)), address, before)
 

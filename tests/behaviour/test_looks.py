@@ -21,7 +21,7 @@ from integration.app import (
 )
 from integration.lab import Runs, handlers, new_tag, until
 
-from celery_clutch import Clutch, ClutchResult, Failed, State, named, parallel, series
+from celery_clutch import Clutch, ClutchResult, Failed, Skipped, State, named, parallel, series
 from celery_clutch.errors import ClutchFailed, MissingResult, UnknownAddress, UnknownName
 from celery_clutch.model import graph
 from celery_clutch.operate.cli.base import tree_of
@@ -119,6 +119,22 @@ def test_what_is_missing_where_fewer_have_succeeded_than_are_needed(lab: Runs) -
 
 
 # --- names --------------------------------------------------------------------------------------
+
+
+def test_a_step_that_is_skipped_is_the_same_by_name_and_by_address(lab: Runs) -> None:
+    def skipped(name: str) -> Clutch:
+        return named(Clutch(value.s("no")).when(value.s(False)), name)
+
+    clutch = Clutch(value.s("before"), skipped("step"))
+    clutch << parallel(skipped("branch"), series(skipped("first"), seen.s()), value.s(1))
+    run = clutch.add(every_named).engage()
+    branch = Skipped("2.0")
+    seen_inside = {"step": "before", "branch": branch.to_dict(), "first": "before"}
+    assert run.get(timeout=30) == [seen_inside]
+    expected = {"step": ("1", "before"), "branch": ("2.0", branch), "first": ("2.1.0", "before")}
+    for name, (address, result) in expected.items():
+        assert (run.results(name), run.results(address)) == (result, result)
+    assert run.results("2.1") == ["before"], "what the step behind the first has got"
 
 
 def test_names_in_a_map_are_of_the_own_branch_there_and_of_all_behind_it(lab: Runs) -> None:
