@@ -2294,7 +2294,9 @@ def _machine(store: ResultStore, plan: _Plan) -> type[hypothesis.stateful.RuleBa
     keys = st.lists(st.sampled_from(_DUE), max_size=3, unique=True)
     owners = st.sampled_from(_WORKERS)
     turns = st.sampled_from([0, 0, 1, TURNS, TURNS + 1, 2 * TURNS])
+    idles = st.sampled_from([0, 0, -1, -2, 1, 2])
     states = st.sets(st.sampled_from(State), min_size=1)
+    grows = [each for each in plan.decisions if "growth" in each]
 
     class Machine(hypothesis.stateful.RuleBasedStateMachine):
         def __init__(self) -> None:
@@ -2473,10 +2475,32 @@ def _machine(store: ResultStore, plan: _Plan) -> type[hypothesis.stateful.RuleBa
         def release(self, run: str, job: str | None, owner: str, turn: int) -> None:
             self.does("release", run, self.job(job), owner, turn)
 
-        @rule(run=runs, number=st.integers(1, 4), age=ages, over=st.sampled_from(plan.branches))
-        def skip(self, run: str, number: int, age: int, over: str) -> None:
-            self.does("skip", run, plan.narrow, number, self.generation(run, age))
+        @rule(
+            run=runs,
+            number=st.integers(1, 4),
+            age=ages,
+            idle=idles,
+            over=st.sampled_from(plan.branches),
+        )
+        def skip(self, run: str, number: int, age: int, idle: int, over: str) -> None:
+            self.does("skip", run, plan.narrow, number, self.generation(run, age), idle)
             self.complete(run, over, b"1", 0)
+
+        @hypothesis.stateful.precondition(lambda self: bool(grows))
+        @rule(
+            run=runs,
+            job=jobs,
+            number=st.integers(1, 4),
+            idle=idles,
+            decides=st.sampled_from(grows or [NOTHING]),
+        )
+        def skip_and_grow(
+            self, run: str, job: str | None, number: int, idle: int, decides: Mapping[str, Any]
+        ) -> None:
+            """What is idle says how many of the branches that are added start."""
+            step = decides["growth"].step
+            self.does("skip", run, step, number, self.generation(run, 0), idle)
+            self.complete(run, job, b"1", 0, decides)
 
         @rule(run=runs, keys=keys, since=st.sampled_from(_TIMES))
         def remind(self, run: str, keys: list[str], since: float) -> None:
