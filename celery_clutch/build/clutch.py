@@ -483,12 +483,17 @@ class Clutch:
         return f"<Clutch{name}: {steps} step{'s'[: steps != 1]}, {jobs} job{'s'[: jobs != 1]}>"
 
     def __str__(self) -> str:
-        title = f"Clutch {self.name!r}" if self.name else "Clutch"
-        return "\n".join([title, *_tree(self._steps(), "", "")])
+        root = self._steps()
+        return "\n".join([self._title(root, repr(self.name)), *_tree(root, "", "")])
 
     def _repr_html_(self) -> str:
         """The clutch drawn, for notebooks."""
-        return graph.html(self._steps(), f"Clutch {self.name or ''}".strip())
+        root = self._steps()
+        return graph.html(root, self._title(root, self.name))
+
+    def _title(self, root: Series, name: str | None) -> str:
+        title = f"Clutch {name}" if self.name else "Clutch"
+        return f"{root.name} ({title})" if root.name else title
 
     # --- private --------------------------------------------------------------------------
 

@@ -178,6 +178,14 @@ def test_a_step_far_back_in_a_wide_parallel_keeps_its_name() -> None:
     assert [each.name for each in wide.branches][::2] == [f"step {n}" for n in range(3000)]
 
 
+def test_the_name_of_all_of_a_clutch_is_shown(eager: Celery) -> None:
+    named_whole = Clutch(a, a).named("both")
+    assert str(named_whole).splitlines()[0] == "both (Clutch)"
+    assert str(Clutch(a, a, name="run").named("both")).splitlines()[0] == "both (Clutch 'run')"
+    assert "both (Clutch)" in named_whole._repr_html_()
+    assert str(Clutch(a).named("one")).splitlines()[0] == "Clutch", "the step has it"
+
+
 BAD = [
     "",
     " \n",
