@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
-from typing import Any, ParamSpec, Protocol, TypeAlias, overload
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 from celery import Task, current_app
 from celery.canvas import Signature
@@ -40,9 +40,44 @@ from ..runtime.task import ClutchTask, current_attempt
 from . import adopt, lines
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 _NESTED = uuid.UUID("5f0a7c0e-58c1-4d0c-9d8a-1f1f7a6f3f55")
 _ID = re.compile(r"[A-Za-z0-9_.:@+=/~-]{1,200}")
+_OF_A_SIGNATURE = {
+    "apply": "engage()",
+    "apply_async": "engage(**options)",
+    "delay": "engage()",
+    "get": "engage().get(timeout=...)",
+}
+"""What signatures and results have, and what to write with a clutch instead."""
+_BLOCK = (
+    "clutch.{0}() is a block and takes no steps: write 'with clutch.{0}():' and indent them, or "
+    "clutch << {0}(a, b)"
+)
+_MAP = (
+    "map takes one step, which runs for each element of the list that the step before returns; for "
+    "a list that is known here write clutch << parallel(task.s(each) for each in elements)"
+)
+
+
+def _takes(positional: int, otherwise: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Let a method say what to write where it is given more positional arguments than it takes."""
+
+    def decorate(method: Callable[P, T]) -> Callable[P, T]:
+        @wraps(method)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            if len(args) > positional + 1:  # self
+                raise InvalidStep(otherwise)
+            return method(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+class _NoSignature(BuildError, AttributeError):
+    """A clutch was taken for a signature."""
 
 
 class Clutch:
@@ -235,6 +270,7 @@ class Clutch:
         self._append(plan.Choose(job, found, other, name=_name(name)))
         return self
 
+    @_takes(1, _MAP)
     def map(
         self,
         template: Step,
@@ -280,6 +316,7 @@ class Clutch:
         self._append(plan.Map(branch, name=_name(name), **bounds))
         return self
 
+    @_takes(0, _BLOCK.format("parallel"))
     def parallel(
         self,
         *,
@@ -302,15 +339,21 @@ class Clutch:
             BuildError: *max_concurrency* or *need* is not a number of at least 1,
                 *allow_failures* neither a number nor a share, or the two contradict each other.
             InvalidName: see `named`.
+            InvalidStep: it was given steps, as the function ``parallel`` takes them.
         """
         bounds = _bounds(max_concurrency, allow_failures, need)
         make = partial(plan.parallel, name=_name(name), **bounds)
         return _Block(self, "parallel", Branches(), make)
 
+    @_takes(0, _BLOCK.format("series"))
     def series(self, *, name: str | None = None) -> AbstractContextManager[Clutch]:
         """A block whose steps run one after another: a branch of its own inside ``parallel()``.
 
         *name* is as for `named`.
+
+        Raises:
+            InvalidName: see `named`.
+            InvalidStep: it was given steps, as the function ``series`` takes them.
         """
         return _Block(self, "series", [], partial(plan.series, name=_name(name)))
 
@@ -336,6 +379,21 @@ class Clutch:
     def plan(self) -> Series:
         """What has been composed, as a frozen plan."""
         return replace(self._steps(), scope=self._scope())
+
+    if not TYPE_CHECKING:  # type checkers refuse these by themselves
+
+        def __or__(self, other: Any) -> NoReturn:
+            raise InvalidStep(
+                "| makes a chain of signatures, and a clutch is none: write series(a, b), or "
+                "clutch << b"
+            )
+
+        __ror__ = __or__
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name in _OF_A_SIGNATURE:
+                raise _NoSignature(f"a clutch has no {name}: write clutch.{_OF_A_SIGNATURE[name]}")
+            object.__getattribute__(self, name)
 
     # --- running --------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from celery import Celery, Task
+from celery import Celery, Task, chain
 
 from celery_clutch import Clutch, ClutchResult, ClutchTask, named, parallel, series
 from celery_clutch.compile.values import read as read_members
@@ -274,6 +274,50 @@ def test_the_start_of_a_nested_clutch_takes_no_options(eager: Celery) -> None:
 
     (failure,) = Clutch(outer).engage().failures()
     assert "countdown cannot be set for a nested clutch" in failure.message
+
+
+# --- what reads as Celery's, or as a function ----------------------------------------------
+
+
+WRITTEN: list[tuple[Callable[[Any], Any], str]] = [
+    (
+        lambda a: Clutch().parallel(a, a),
+        r"parallel\(\) .* 'with clutch.parallel\(\):' .* << parallel",
+    ),
+    (lambda a: Clutch().series(a), r"series\(\) .* 'with clutch.series\(\):' .* << series"),
+    (lambda a: Clutch(a).map(a, [1, 2]), r"the step before returns.* parallel\(task.s\(each\)"),
+    (lambda a: a.s() | parallel(a, a), r"series\(a, b\)"),
+    (lambda a: parallel(a, a) | a.s(), r"series\(a, b\)"),
+    (lambda a: a | parallel(a, a), r"series\(a, b\)"),
+    (lambda a: (a.s() | a.s()) | Clutch(a), r"series\(a, b\)"),
+    (lambda a: chain(a.s(), Clutch(a)), r"series\(a, b\)"),
+]
+
+
+@pytest.mark.parametrize(("write", "fix"), WRITTEN)
+def test_what_is_written_as_something_else(
+    takes: Any, write: Callable[[Any], Any], fix: str
+) -> None:
+    with pytest.raises(InvalidStep, match=fix):
+        write(takes)
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("delay", r"engage\(\)"),
+        ("apply_async", r"engage\(\*\*options\)"),
+        ("apply", r"engage\(\)"),
+        ("get", r"engage\(\)\.get\(timeout=...\)"),
+    ],
+)
+def test_a_clutch_is_no_signature(takes: Any, name: str, fix: str) -> None:
+    clutch = Clutch(takes.s(1))
+    with pytest.raises(BuildError, match=f"a clutch has no {name}: write clutch.{fix}"):
+        getattr(clutch, name)()
+    assert not hasattr(clutch, name)
+    with pytest.raises(AttributeError, match="'Clutch' object has no attribute 'frob'"):
+        clutch.frob  # type: ignore[attr-defined]
 
 
 # --- names --------------------------------------------------------------------------------
