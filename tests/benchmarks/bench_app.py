@@ -64,6 +64,20 @@ def floor(*_: Any) -> None:
     """A no-op that nobody waits for."""
 
 
+@cache
+def line() -> Any:
+    """A connection to Redis, without what a client does around a command."""
+    return redis.Redis.from_url(URL).connection_pool.get_connection()
+
+
+@app.task(base=Task, ignore_result=True)
+def floor_asks(*_: Any) -> None:
+    """A no-op that asks Redis twice, for nothing: what two round trips cost by themselves."""
+    for _ in range(2):
+        line().send_packed_command([b"*1\r\n$4\r\nPING\r\n"])
+        line().read_response()
+
+
 @app.task(base=Task, ignore_result=True)
 def floor_big(size: int) -> str:
     """A task of *size* bytes that nobody waits for."""
