@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 from ..errors import InvalidStep
@@ -98,9 +99,8 @@ class Place:
     ``direct``: a job here is a step of its own for ``on_failure``. ``headers``: those of chords
     with errbacks that it is in. ``parallels``: the addresses of those that it is in. ``options``:
     those of the options of choices that it is in.
-    ``tolerances``: the branches that may die. ``template``: what the pages of a branch of a map
-    begin with. ``takes``: a job here gets the element of the map. ``gives``: the value is the list
-    of the map that follows.
+    ``tolerances``: the branches that may die. ``takes``: a job here gets the element of the map.
+    ``gives``: the value is the list of the map that follows.
     """
 
     scope: Scope
@@ -113,7 +113,6 @@ class Place:
     parallels: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     tolerances: tuple[Tolerance, ...] = ()
-    template: Template | None = None
     takes: bool = False
     gives: bool = False
 
@@ -127,7 +126,12 @@ class Cutter:
     """Cuts a plan, from the end of each series, so that each step knows what follows.
 
     The starts of a wide parallel are made one by one, while a page is filled with them.
+
+    Attributes:
+        template: what the pages begin with if they are those of the branch of a map.
     """
+
+    template: Template | None = None
 
     def __init__(self, out: Pages, tally: bool, window: int, keep: Keep, prefix: str = "") -> None:
         self.out = out
@@ -136,6 +140,12 @@ class Cutter:
         self.at_once = min(max(window // WIDTH, 1), WIDTH)
         self.keep = keep
         self.keys = itertools.count(1)
+
+    def inside(self, template: Template) -> Cutter:
+        """Cuts the branch of a map: the same, but for what the pages begin with."""
+        cutter = copy(self)
+        cutter.template = template
+        return cutter
 
     def node(self, node: Node, at: str, place: Place) -> Iterable[Start]:
         """What starts *node*; what comes later is in further pages."""
@@ -202,7 +212,7 @@ class Cutter:
                 following = [(item, *chain)]
                 continue
             if behind:
-                then = f"page {self.page(following, place.template)}"
+                then = f"page {self.page(following)}"
                 barriers = (_barrier(step, address, then),)
             following = self.node(step, address, replace(here, barriers=barriers))
         return following
@@ -222,18 +232,18 @@ class Cutter:
         """What starts a parallel that runs *limit* of its branches at a time."""
         width = len(node.branches)
         place = self.tolerant(node, at, width, place)
-        if place.template:
+        if self.template is not None:
             self.out.narrows[at] = ""
         starts: list[Start] = []
         for index, branch in enumerate(node.branches):
             address = join(at, index)
             turn = Turn(at, address, limit, width)
             here = self.branch(node, branch, at, address, width, turn, place)
-            page = self.fit(self.node(branch, address, here), here.template)
-            self.put(f"{at}/{index}", page, place.template)
+            page = self.fit(self.node(branch, address, here))
+            self.put(f"{at}/{index}", page)
             if index < limit:
                 starts.extend(page)
-        return Narrow(at, limit, width, self.fit(starts, place.template, WIDTH - 1))
+        return Narrow(at, limit, width, self.fit(starts, WIDTH - 1))
 
     def tolerant(self, node: Parallel | Map, at: str, width: int, place: Place) -> Place:
         """The place inside a parallel that counts its branches itself."""
@@ -325,7 +335,7 @@ class Cutter:
             barriers = (_barrier(node, name), *_gated(barriers, name))
         options = (*place.options, address)
         here = replace(place, barriers=barriers, tolerances=started, options=options)
-        return self.page(self.node(node, address, here), place.template)
+        return self.page(self.node(node, address, here))
 
     def map(self, node: Map, at: str, place: Place) -> list[Start]:
         """What starts a map."""
@@ -345,12 +355,12 @@ class Cutter:
         limit = node.limit or 0
         turn = Turn(at, address, limit, UNKNOWN) if limit else None
         here = self.branch(node, node.branch, at, address, UNKNOWN, turn, inside)
-        template = Template(address, place.previous)
-        here = replace(here, template=template, takes=True, gives=False)
-        key = self.page(self.node(node.branch, address, here), template)
+        here = replace(here, takes=True, gives=False)
+        cutter = self.inside(Template(address, place.previous))
+        key = cutter.page(cutter.node(node.branch, address, here))
         if limit:
             self.out.narrows[at] = key
-        if not place.template:
+        if self.template is None:
             self.out.jobs += 1
         return [Mapped(at, key, place.previous, node.branch.size, limit, need, place.barriers)]
 
@@ -362,7 +372,7 @@ class Cutter:
         if not self.listens(place.scope):
             settles = ""
         settles = " ".join((*settles.split(), *place.headers))
-        if place.template is None:
+        if self.template is None:
             self.out.jobs += 1
         return Item(
             at=at,
@@ -380,28 +390,26 @@ class Cutter:
         """Whether anybody is told of the steps here."""
         return self.tally or bool(scope.on_failure)
 
-    def page(self, starts: Iterable[Start], template: Template | None) -> str:
+    def page(self, starts: Iterable[Start]) -> str:
         """Keep a page; its key."""
-        key = self.key(template)
-        self.put(key, self.fit(starts, template), template)
+        key = self.key()
+        self.put(key, self.fit(starts))
         return key
 
-    def key(self, template: Template | None) -> str:
+    def key(self) -> str:
         """A key that no page has; in the branch of a map, of one of each branch."""
         number = f"{self.prefix}{next(self.keys)}"
-        return f"{template.at}:{number}" if template else number
+        return f"{self.template.at}:{number}" if self.template else number
 
-    def put(self, key: str, starts: tuple[Start, ...], template: Template | None) -> None:
+    def put(self, key: str, starts: tuple[Start, ...]) -> None:
         """Keep a page under a key; what is of any branch of a map under the number in its key."""
-        if template is None:
+        if self.template is None:
             self.keep(key, starts)
             return
         _, colon, number = key.rpartition(":")
-        self.keep(f":{number}" if colon else key, (template, *starts))
+        self.keep(f":{number}" if colon else key, (self.template, *starts))
 
-    def fit(
-        self, starts: Iterable[Start], template: Template | None = None, room: int = 0
-    ) -> tuple[Start, ...]:
+    def fit(self, starts: Iterable[Start], room: int = 0) -> tuple[Start, ...]:
         """*starts* as one page of at most *room* messages (default: `WIDTH`): if they are more, a
         window of further pages."""
         room = room or WIDTH
@@ -412,27 +420,25 @@ class Cutter:
             page.append(start)
             messages += weight(start)
             if messages > room:
-                return self.window(_groups(itertools.chain(page, rest)), template)
+                return self.window(_groups(itertools.chain(page, rest)))
         return tuple(page)
 
-    def window(
-        self, groups: Iterable[tuple[Start, ...]], template: Template | None
-    ) -> tuple[Start, ...]:
+    def window(self, groups: Iterable[tuple[Start, ...]]) -> tuple[Start, ...]:
         """A page for each of *groups*; what starts the first of them. Each leads to the one that is
         so many behind it as are sent at once."""
         first: list[Start] = []
         waiting: deque[tuple[str, tuple[Start, ...]]] = deque()
         for group in groups:
-            key = self.key(template)
+            key = self.key()
             if len(waiting) < self.at_once:
                 first.append(Expand(key, queue(group[0])))
             else:
                 before, starts = waiting.popleft()
                 # It has to wait behind the jobs of its page, so it goes where they do.
-                self.put(before, (*starts, Expand(key, queue(starts[-1]))), template)
+                self.put(before, (*starts, Expand(key, queue(starts[-1]))))
             waiting.append((key, group))
         for key, group in waiting:
-            self.put(key, group, template)
+            self.put(key, group)
         return tuple(first)
 
 
