@@ -137,7 +137,7 @@ class Cutter:
         self.out = out
         self.prefix = prefix  # of the keys of pages
         self.tally = tally
-        self.at_once = min(max(window // WIDTH, 1), WIDTH)
+        self.at_once = min(max(window // WIDTH, 1), WIDTH - 1)
         self.keep = keep
         self.keys = itertools.count(1)
 

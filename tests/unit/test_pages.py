@@ -228,6 +228,12 @@ def test_pages_are_bounded(root: Series, small: bool, tally: bool) -> None:
                     assert 0 < len(start) <= cut_module.CHAIN
 
 
+def test_a_narrow_parallel_in_the_widest_window_fits_a_page() -> None:
+    narrow = plan.parallel([J] * 10_000, limit=10_000)
+    cut = paginate(plan.series([plan.parallel([narrow, *[J] * 11_000])]), window=10_000)
+    assert max(map(weight, cut.pages.values())) <= pages.WIDTH
+
+
 @pytest.mark.parametrize("width", [1, 100, 101, 3000, 10_000, 25_000])
 def test_a_wide_parallel_is_a_parallel_of_pages(width: int) -> None:
     cut = paginate(plan.series([plan.parallel([J] * width), J]))
