@@ -137,7 +137,7 @@ class Cutter:
         self.out = out
         self.prefix = prefix  # of the keys of pages
         self.tally = tally
-        self.at_once = min(max(window // WIDTH, 1), WIDTH - 1)
+        self.at_once = min(max(window // WIDTH, 1), WIDTH)
         self.keep = keep
         self.keys = itertools.count(1)
 
@@ -420,17 +420,17 @@ class Cutter:
             page.append(start)
             messages += weight(start)
             if messages > room:
-                return self.window(_groups(itertools.chain(page, rest)))
+                return self.window(_groups(itertools.chain(page, rest)), min(self.at_once, room))
         return tuple(page)
 
-    def window(self, groups: Iterable[tuple[Start, ...]]) -> tuple[Start, ...]:
+    def window(self, groups: Iterable[tuple[Start, ...]], at_once: int) -> tuple[Start, ...]:
         """A page for each of *groups*; what starts the first of them. Each leads to the one that is
-        so many behind it as are sent at once."""
+        *at_once* behind it."""
         first: list[Start] = []
         waiting: deque[tuple[str, tuple[Start, ...]]] = deque()
         for group in groups:
             key = self.key()
-            if len(waiting) < self.at_once:
+            if len(waiting) < at_once:
                 first.append(Expand(key, queue(group[0])))
             else:
                 before, starts = waiting.popleft()
