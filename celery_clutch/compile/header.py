@@ -11,21 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 from ..errors import CorruptRecord
-from ..model.shape import Shape, checked
-from ..stores.base import TURNS, Barrier, Settles, Tolerance, Turn
-from .pages import (
-    Choices,
-    Item,
-    barriers_from_json,
-    barriers_to_json,
-    choices_from_json,
-    choices_to_json,
-    is_header,
-    narrow_from_json,
-    narrow_to_json,
-    tolerances_from_json,
-    tolerances_to_json,
-)
+from ..stores.base import TURNS, Settles
+from .pages import Item, Role, is_header, role_from_json, text_of
 
 NAME = "clutch"
 
@@ -34,17 +21,13 @@ _RESTORED = frozenset(("run", "gen", "page", "due", "next", "expires", "context"
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """Where a job belongs.
+class Header(Role):
+    """Where a job belongs, and its `Role` there.
 
     Attributes:
         run, generation: the run.
         at: the job's address.
         page: the page that it is in.
-        previous: the shape of its previous results.
-        settles: which steps it settles (see `pages`).
-        barriers: what it counts towards.
-        narrow: the branches of narrow parallels that it is in.
         next: the address of the job behind it in its chain, or "".
         receipts: what is no longer due when the message begins.
         prepend: the previous result is its first argument.
@@ -53,17 +36,12 @@ class Header:
         context: what observers sent along.
         late: how often the message was put off because the store was away.
         keep: the job's value is for Celery's result backend, too.
-        tolerances, choices, gives: see `pages.Item`.
     """
 
     run: str
     generation: int
     at: str = ""
     page: str = ""
-    previous: Shape = field(default="", hash=False)
-    settles: str = ""
-    barriers: tuple[Barrier, ...] = ()
-    narrow: tuple[Turn, ...] = ()
     next: str = ""
     receipts: tuple[str, ...] = ()
     prepend: bool = False
@@ -72,22 +50,12 @@ class Header:
     context: Mapping[str, str] = field(default_factory=dict, hash=False)
     late: int = 0
     keep: bool = False
-    tolerances: tuple[Tolerance, ...] = ()
-    choices: Choices | None = None
-    gives: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Short, for the message: what is empty is left out."""
         data: dict[str, Any] = {"run": self.run, "gen": self.generation, "at": self.at}
         data["page"] = self.page
-        if self.previous:
-            data["prev"] = self.previous
-        if self.settles:
-            data["step"] = self.settles
-        if self.barriers:
-            data["ends"] = barriers_to_json(self.barriers)
-        if self.narrow:
-            data["narrow"] = narrow_to_json(self.narrow)
+        data.update(self.role_to_json())
         if self.receipts:
             data["due"] = list(self.receipts)
         for name in ("next", "task", "expires", "late"):
@@ -97,12 +65,6 @@ class Header:
             data["prepend"] = 1
         if self.keep:
             data["keep"] = 1
-        if self.tolerances:
-            data["may"] = tolerances_to_json(self.tolerances)
-        if self.choices:
-            data["choose"] = choices_to_json(self.choices)
-        if self.gives:
-            data["list"] = 1
         if self.context:
             data["context"] = dict(self.context)
         return data
@@ -137,25 +99,19 @@ class Header:
         """
         try:
             return cls(
-                run=_text(data["run"]),
+                run=text_of(data["run"]),
                 generation=int(data["gen"]),
-                at=_text(data["at"]),
-                page=_text(data["page"]),
-                previous=checked(data.get("prev", "")),
-                settles=_text(data.get("step", "")),
-                barriers=barriers_from_json(data.get("ends", ())),
-                narrow=narrow_from_json(data.get("narrow", ())),
-                next=_text(data.get("next", "")),
-                receipts=tuple(map(_text, data.get("due", ()))),
+                at=text_of(data["at"]),
+                page=text_of(data["page"]),
+                next=text_of(data.get("next", "")),
+                receipts=tuple(map(text_of, data.get("due", ()))),
                 prepend=bool(data.get("prepend")),
-                task=_text(data.get("task", "")),
+                task=text_of(data.get("task", "")),
                 expires=float(data.get("expires", 0.0)),
                 context=dict(data.get("context", {})),
                 late=int(data.get("late", 0)),
                 keep=bool(data.get("keep")),
-                tolerances=tolerances_from_json(data.get("may", ())),
-                choices=choices_from_json(data["choose"]) if "choose" in data else None,
-                gives=bool(data.get("list")),
+                **role_from_json(data),
             )
         except (
             *(AttributeError, IndexError, KeyError, OverflowError),
@@ -257,9 +213,3 @@ def is_ours(data: Any) -> TypeGuard[Mapping[str, Any]]:
 def job_due(page: str, address: str) -> str:
     """What is due while a message of a job is to come."""
     return f"job {page} {address}"
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.80} is not a string")
-    return value

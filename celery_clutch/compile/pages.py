@@ -16,8 +16,8 @@ is (see `instance`).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CorruptRecord
@@ -40,33 +40,61 @@ NARROWS = "narrows"
 """The key of what says where the branches of narrow maps, and of narrow parallels in maps, are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A job, with everything the compiler needs to know about its place.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """The part that a job has in its run, as its page and its message say it.
 
     Attributes:
-        at: its address.
-        job: the job.
         previous: the shape of its previous results.
         settles: see the module.
         barriers: what it counts towards, the innermost first.
         narrow: the branches of narrow parallels that it is in, the innermost first.
         tolerances: the branches that it is in which may die, the innermost first.
         choices: what follows, where the job decides that.
-        takes: the element of the list of a map is its first argument.
         gives: its value has to be a list, because a map follows.
     """
 
-    at: str
-    job: Job
     previous: Shape = field(default="", hash=False)
     settles: str = ""
     barriers: tuple[Barrier, ...] = ()
     narrow: tuple[Turn, ...] = ()
     tolerances: tuple[Tolerance, ...] = ()
     choices: Choices | None = None
-    takes: bool = False
     gives: bool = False
+
+    def role_to_json(self) -> dict[str, Any]:
+        """Short, for pages and messages: what is empty is left out."""
+        data: dict[str, Any] = {}
+        if self.previous:
+            data["prev"] = self.previous
+        if self.settles:
+            data["step"] = self.settles
+        if self.barriers:
+            data["ends"] = barriers_to_json(self.barriers)
+        if self.narrow:
+            data["narrow"] = narrow_to_json(self.narrow)
+        if self.tolerances:
+            data["may"] = tolerances_to_json(self.tolerances)
+        if self.choices:
+            data["choose"] = choices_to_json(self.choices)
+        if self.gives:
+            data["list"] = 1
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Item(Role):
+    """A job, with everything the compiler needs to know about its place.
+
+    Attributes:
+        at: its address.
+        job: the job.
+        takes: the element of the list of a map is its first argument.
+    """
+
+    at: str
+    job: Job
+    takes: bool = False
 
 
 Chain = tuple[Item, ...]
@@ -286,6 +314,30 @@ def loads(data: bytes) -> tuple[Start, ...]:
         raise CorruptRecord(f"a stored page cannot be read: {exc!r}") from None
 
 
+def role_from_json(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of the `Role` that was written in *data*, among others."""
+    return {
+        "previous": checked(data.get("prev", "")),
+        "settles": text_of(data.get("step", "")),
+        "barriers": barriers_from_json(data.get("ends", ())),
+        "narrow": narrow_from_json(data.get("narrow", ())),
+        "tolerances": tolerances_from_json(data.get("may", ())),
+        "choices": choices_from_json(data["choose"]) if "choose" in data else None,
+        "gives": bool(data.get("list")),
+    }
+
+
+def text_of(value: Any) -> str:
+    """*value*, which was read from JSON.
+
+    Raises:
+        TypeError: it is not a string.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.80} is not a string")
+    return value
+
+
 def barriers_to_json(barriers: Iterable[Barrier]) -> list[list[Any]]:
     """Short, for pages and messages. The member that a barrier settles, and the branch that is over
     with it, have its name."""
@@ -377,18 +429,10 @@ def _to_json(start: Start, encode: JobEncoder) -> list[Any]:
 
 
 def _item_to_json(item: Item, encode: JobEncoder) -> list[Any]:
-    barriers, narrow = barriers_to_json(item.barriers), narrow_to_json(item.narrow)
-    data = [item.at, encode(item.job), item.previous, item.settles, barriers, narrow]
-    more: dict[str, Any] = {}
-    if item.tolerances:
-        more["tolerances"] = tolerances_to_json(item.tolerances)
-    if item.choices:
-        more["choices"] = choices_to_json(item.choices)
+    data = item.role_to_json()
     if item.takes:
-        more["takes"] = 1
-    if item.gives:
-        more["gives"] = 1
-    return [*data, more] if more else data
+        data["takes"] = 1
+    return [item.at, encode(item.job), data]
 
 
 def _from_json(data: list[Any]) -> Start:
@@ -412,17 +456,5 @@ def _from_json(data: list[Any]) -> Start:
 
 
 def _item_from_json(data: list[Any]) -> Item:
-    at, job, previous, settles, barriers, narrow, *more = data
-    places = barriers_from_json(barriers), narrow_from_json(narrow)
-    item = Item(at, job_from_json(job), checked(previous), settles, *places)
-    if not more:
-        return item
-    (known,) = more
-    choices = known.get("choices")
-    return replace(
-        item,
-        tolerances=tolerances_from_json(known.get("tolerances", ())),
-        choices=choices_from_json(choices) if choices else None,
-        takes=bool(known.get("takes")),
-        gives=bool(known.get("gives")),
-    )
+    at, job, role = data
+    return Item(at, job_from_json(job), bool(role.get("takes")), **role_from_json(role))

@@ -253,7 +253,7 @@ def test_a_plain_task_gets_the_previous_result_in_its_message(
         data = json.dumps(value).encode()
         store.complete(Completion("r", address, 0, data))
     previous = "0" if step == "one" else "0*2"
-    item = Item("1", Job("plain", (5,), plain=True, prepend=True), previous)
+    item = Item("1", Job("plain", (5,), plain=True, prepend=True), previous=previous)
     plain, _ = Compiler(app, Header("r", 0)).chain("1", (item,))
     assert tuple(plain.args) == (expected, 5)
     assert not header_of(plain).prepend

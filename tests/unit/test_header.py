@@ -133,7 +133,7 @@ def test_a_header_is_small() -> None:
 def test_prepend_needs_something_to_prepend() -> None:
     job = Job("t", prepend=True)
     assert not Header.of_item(Header("r", 0), "0", Item("0", job)).prepend
-    assert Header.of_item(Header("r", 0), "0", Item("1", job, "0")).prepend
+    assert Header.of_item(Header("r", 0), "0", Item("1", job, previous="0")).prepend
 
 
 @given(headers)
