@@ -83,22 +83,48 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
-    """Steps that run one after another."""
+class Inner:
+    """A node with others below it.
 
-    steps: tuple[Node, ...] = ()
-    scope: Scope = Scope()
-    name: str = ""
+    Attributes:
+        size: how many jobs are in it, as far as is known before it runs.
+        depth: how deep the deepest of them is nested.
+        tolerant: something in it goes on without some of its branches.
+    """
+
     size: int = field(init=False, compare=False, repr=False)
     depth: int = field(init=False, compare=False, repr=False)
     tolerant: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _measure(self, self.steps)
+        nodes = children(self)
+        if isinstance(nodes, Branches):
+            size, deepest, tolerant = nodes.size, nodes.depth, nodes.tolerant
+        else:
+            size = sum(child.size for child in nodes)
+            deepest = max((child.depth for child in nodes), default=0)
+            tolerant = any(child.tolerant for child in nodes)
+        if deepest >= MAX_DEPTH:
+            raise PlanTooDeep(
+                f"steps are nested more than {MAX_DEPTH} deep. Engage a nested clutch from inside "
+                "a job (Clutch(parent=self)) where depth is a matter of data."
+            )
+        object.__setattr__(self, "size", 1 if isinstance(self, Map) else size)
+        object.__setattr__(self, "depth", 1 + deepest)
+        object.__setattr__(self, "tolerant", tolerant or is_tolerant(self))
 
 
 @dataclass(frozen=True, slots=True)
-class Parallel:
+class Series(Inner):
+    """Steps that run one after another."""
+
+    steps: tuple[Node, ...] = ()
+    scope: Scope = Scope()
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel(Inner):
     """Branches that run side by side, at most ``limit`` of them at a time; what follows waits for
     all of them.
 
@@ -112,16 +138,10 @@ class Parallel:
     name: str = ""
     allow: bool | int | float = False
     need: int = 0
-    size: int = field(init=False, compare=False, repr=False)
-    depth: int = field(init=False, compare=False, repr=False)
-    tolerant: bool = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        _measure(self, self.branches)
 
 
 @dataclass(frozen=True, slots=True)
-class Choose:
+class Choose(Inner):
     """One of several options, by the value of a task.
 
     Its children are the decider, the options, and the default if there is one.
@@ -139,12 +159,6 @@ class Choose:
     truth: bool = False
     name: str = ""
     scope: Scope = Scope()
-    size: int = field(init=False, compare=False, repr=False)
-    depth: int = field(init=False, compare=False, repr=False)
-    tolerant: bool = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        _measure(self, children(self))
 
     def branches(self) -> list[tuple[str | None, Node]]:
         """The options by key, and the default as None."""
@@ -155,7 +169,7 @@ class Choose:
 
 
 @dataclass(frozen=True, slots=True)
-class Map:
+class Map(Inner):
     """A parallel of one branch for each element of the list that the step before has returned.
 
     Its child is the branch. It counts as one job until it is known how many branches there are.
@@ -168,14 +182,6 @@ class Map:
     name: str = ""
     allow: bool | int | float = False
     need: int = 0
-    depth: int = field(init=False, compare=False, repr=False)
-    tolerant: bool = field(init=False, compare=False, repr=False)
-
-    size = 1
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "depth", _checked_depth(1 + self.branch.depth))
-        object.__setattr__(self, "tolerant", self.branch.tolerant or is_tolerant(self))
 
 
 Node = Job | Series | Parallel | Choose | Map
@@ -281,7 +287,7 @@ def _unwrap(node: Node) -> Node:
     return with_name(node.steps[0], node.name) if node.name else node.steps[0]
 
 
-def children(node: Node) -> Sequence[Node]:
+def children(node: Node | Inner) -> Sequence[Node]:
     """The steps or branches of *node*; nothing for a job."""
     if isinstance(node, Series):
         return node.steps
@@ -294,7 +300,7 @@ def children(node: Node) -> Sequence[Node]:
     return ()
 
 
-def is_tolerant(node: Node) -> bool:
+def is_tolerant(node: Node | Inner) -> bool:
     """Whether what follows *node*, a parallel or map, need not wait for all its branches."""
     return isinstance(node, (Parallel, Map)) and bool(node.allow or node.need)
 
@@ -542,28 +548,6 @@ def _scope_from_dict(data: Mapping[str, Any]) -> Scope:
         if handler is not None and not isinstance(handler["task"], str):
             raise ValueError(f"{handler!r:.80} is not a signature")
     return scope
-
-
-def _measure(node: Series | Parallel | Choose, nodes: Sequence[Node]) -> None:
-    if isinstance(nodes, Branches):
-        size, deepest, tolerant = nodes.size, nodes.depth, nodes.tolerant
-    else:
-        size = sum(child.size for child in nodes)
-        deepest = max((child.depth for child in nodes), default=0)
-        tolerant = any(child.tolerant for child in nodes)
-    depth = _checked_depth(1 + deepest)
-    object.__setattr__(node, "size", size)
-    object.__setattr__(node, "depth", depth)
-    object.__setattr__(node, "tolerant", tolerant or is_tolerant(node))
-
-
-def _checked_depth(depth: int) -> int:
-    if depth > MAX_DEPTH:
-        raise PlanTooDeep(
-            f"steps are nested more than {MAX_DEPTH} deep. Engage a nested clutch from inside a "
-            "job (Clutch(parent=self)) where depth is a matter of data."
-        )
-    return depth
 
 
 def job_from_json(data: list[Any]) -> Job:
