@@ -72,6 +72,7 @@ class _Maker:
         self._producer = app.amqp.Producer(self._channel, auto_declare=False)
         self._declared: set[Any] = set()
         self._envelopes: dict[envelope.Kind, Envelope | None] = {}
+        self._indirect: set[tuple[str, str]] = set()  # routes that lead to more than a queue
         self._changes: dict[str, Any] = {}  # of the settings that those were made with
 
     def made(self, messages: Sequence[Message], publish: Publish) -> dict[str, list[bytes]]:
@@ -80,7 +81,12 @@ class _Maker:
         if self._changes != self._app.conf.changes:
             self._changes = dict(self._app.conf.changes)
             self._envelopes.clear()
+            self._indirect.clear()
         for message in messages:
+            # Whoever looks at messages is not shown one that is made in vain, but the first.
+            route = message[0].task, str(message[1].get("queue"))
+            if route in self._indirect:
+                raise NotDirect(route)
             kind = None if watched else envelope.kind_of(self._app, *message)
             known = self._envelopes.get(kind) if kind else None
             copy = known.filled(*message) if known else None
@@ -89,7 +95,11 @@ class _Maker:
                 continue
             made: dict[str, list[bytes]] = {}
             self._channel.made = made
-            publish(message, self._producer, self._declared)
+            try:
+                publish(message, self._producer, self._declared)
+            except NotDirect:
+                self._indirect.add(route)
+                raise
             if kind and kind not in self._envelopes:
                 self._envelopes[kind] = Envelope.like(self._app, made, *message)
             for queue, some in made.items():

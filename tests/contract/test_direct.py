@@ -132,11 +132,15 @@ def test_what_is_for_more_than_a_queue_the_store_does_not_send(
     make_app: Callable[..., Celery], queue: str, options: dict[str, Any]
 ) -> None:
     app = make_app(task_queues=[Queue(queue, **options)])
+    tried: list[str] = []
 
     def publish(message: direct.Message, producer: Any, declared: set[Any]) -> None:
+        tried.append(message[0].task)
         app.tasks["step"].apply_async((1,), producer=producer)
 
-    assert not direct.send(app, [(app.signature("step", (1,)), {})], publish)
+    for _ in range(3):
+        assert not direct.send(app, [(app.signature("step", (1,)), {})], publish)
+    assert tried == ["step"], "who looks at messages sees those that are sent, but for the first"
 
 
 def test_a_connection_that_was_closed_leaves_messages_to_kombu(
