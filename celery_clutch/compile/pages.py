@@ -15,6 +15,7 @@ is (see `instance`).
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -263,13 +264,18 @@ def queue(start: Start) -> str:
     return name if isinstance(name, str) else ""
 
 
-def items(starts: Iterable[Start]) -> Iterator[Item]:
-    """The jobs in *starts*, without those in further pages."""
+def chains(starts: Iterable[Start]) -> Iterator[Chain]:
+    """The chains in *starts*, without those in further pages."""
     for start in starts:
         if isinstance(start, Narrow):
-            yield from items(start.starts)
+            yield from chains(start.starts)
         elif isinstance(start, tuple):
-            yield from start
+            yield start
+
+
+def items(starts: Iterable[Start]) -> Iterator[Item]:
+    """The jobs in *starts*, without those in further pages."""
+    return itertools.chain.from_iterable(chains(starts))
 
 
 # --- as JSON ------------------------------------------------------------------------------------

@@ -170,24 +170,20 @@ class Meta:
 
     def dumps(self) -> bytes:
         """As JSON."""
+        scopes = {at: scope_to_json(scope) for at, scope in self.scopes.items() if scope or at}
         data: dict[str, Any] = {"jobs": self.jobs, "last": self.last}
+        more = {
+            "tags": self.tags,
+            "scopes": scopes,
+            "expires": self.expires,
+            "context": dict(self.context),
+            "awaited": dict(self.awaited or {}),
+            "parent": self.parent and asdict(self.parent),
+            "decides": self.decides,
+        }
+        data.update((name, value) for name, value in more.items() if value)
         if self.name is not None:
             data["name"] = self.name
-        if self.tags:
-            data["tags"] = self.tags
-        scopes = {at: scope_to_json(scope) for at, scope in self.scopes.items() if scope or at}
-        if scopes:
-            data["scopes"] = scopes
-        if self.expires:
-            data["expires"] = self.expires
-        if self.context:
-            data["context"] = dict(self.context)
-        if self.awaited:
-            data["awaited"] = dict(self.awaited)
-        if self.parent:
-            data["parent"] = asdict(self.parent)
-        if self.decides:
-            data["decides"] = True
         return codec.encode_plan(data)
 
     @classmethod
@@ -375,8 +371,3 @@ def _failure(address: str, data: bytes) -> Failure:
         return Failure.from_dict(orjson.loads(data))
     except (KeyError, TypeError, ValueError) as exc:
         raise CorruptRecord(f"the failure of job {address} cannot be read: {exc!r}") from None
-
-
-def parent_header(parent: Parent, generation: int) -> Header:
-    """The header of the parent job, in the generation its run is in now."""
-    return Header.from_dict({**parent.header, "gen": generation})

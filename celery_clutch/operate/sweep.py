@@ -174,15 +174,7 @@ class _Look:
         outbox = advance.outbox_of(
             self.app, origin, self._busy(), self._dead(found), self._attempts(found)
         )
-
-        def collect(key: str, kind: str, rest: str) -> None:
-            if kind == "page":
-                outbox.rest(rest)
-            else:
-                page, address = advance.split_job(rest)
-                outbox.job(page, address)
-
-        advance.deliver(outbox, overdue, collect)
+        advance.deliver(outbox, overdue)
 
     def _look(self, found: Record) -> bool:
         """Look through the plan for jobs that should be under way and are not."""

@@ -102,55 +102,49 @@ def follow(
     """
     if not due:
         return
-    if app.conf.task_always_eager:
-        _follow(app, origin, due, found, None, grown)
-        return
+    eager = app.conf.task_always_eager
     try:
-        _follow(app, origin, due, found, behind, grown)
+        outbox = outbox_of(app, origin, grown=grown)
+        fresh = not origin.generation
+        deliver(outbox, due, found, None if eager else behind, fresh=fresh)
     except Exception:
+        if eager:
+            raise
         logger.exception("what follows in run %s is due, but could not be sent now", origin.run)
 
 
-def _follow(
-    app: Celery,
-    origin: Header,
+def deliver(
+    outbox: Outbox,
     due: Sequence[str],
-    found: Mapping[str, bytes],
-    behind: canvas.Tasks | None,
-    grown: bool,
+    found: Mapping[str, bytes] = NOTHING,
+    behind: canvas.Tasks | None = None,
+    *,
+    fresh: bool = False,
 ) -> None:
-    outbox = outbox_of(app, origin, grown=grown)
-
-    def collect(key: str, kind: str, rest: str) -> None:
-        if kind == "page" and not origin.generation:
-            outbox.page(rest, found.get(rest))
-        elif kind == "page":
-            outbox.rest(rest, found.get(rest))
-        elif behind and _is_due(behind[0], origin.generation, key):
-            outbox.following(key, behind)
-        else:
-            outbox.job(*split_job(rest))
-
-    deliver(outbox, due, collect)
-
-
-def deliver(outbox: Outbox, due: Sequence[str], collect: Callable[[str, str, str], None]) -> None:
     """Send what is due, messages together and first.
 
     Args:
         outbox: of the run.
         due: the keys.
-        collect: puts the messages of a page or job into the outbox; gets the key, its kind, and
-            what of it is behind the kind.
+        found: pages among them.
+        behind: as for `follow`.
+        fresh: nothing of the pages has begun, so that nobody need ask what is left of them.
     """
     told: list[str] = []
     for key in due:
         kind, _, rest = key.partition(" ")
-        if kind not in ("page", "job"):
-            told.append(key)
-            continue
         try:
-            collect(key, kind, rest)
+            if kind == "page" and fresh:
+                outbox.page(rest, found.get(rest))
+            elif kind == "page":
+                outbox.rest(rest, found.get(rest))
+            elif kind != "job":
+                told.append(key)
+            elif behind and _is_due(behind[0], outbox.generation, key):
+                outbox.following(key, behind)
+            else:
+                page, _, address = rest.partition(" ")
+                outbox.job(page, address)
         except UNREADABLE as exc:
             unreadable(outbox.app, outbox.compiler.origin, key, exc)
     outbox.send()
@@ -159,12 +153,6 @@ def deliver(outbox: Outbox, due: Sequence[str], collect: Callable[[str, str, str
         tell(outbox.app, outbox.run, key)
     if told:
         outbox.store.patiently(outbox.store.published, outbox.run, told)
-
-
-def split_job(rest: str) -> tuple[str, str]:
-    """The page and the address of a job that is due; see `header.job_due`."""
-    page, _, address = rest.partition(" ")
-    return page, address
 
 
 def _order(key: str) -> int:

@@ -108,7 +108,7 @@ class Outbox:
 
     def job(self, page: str, address: str, retries: int = 0) -> None:
         """A job and what is behind it in its chain."""
-        for chain in _chains(self.loader.load(page)):
+        for chain in pages.chains(self.loader.load(page)):
             for index, item in enumerate(chain):
                 if item.at == address:
                     self._chain(page, chain[index:], due=True, retries=retries)
@@ -354,14 +354,6 @@ def _left(chain: pages.Chain, done: Collection[str]) -> pages.Chain:
         if item.at not in done:
             return chain[index:]
     return ()
-
-
-def _chains(starts: Iterable[Start]) -> Iterable[pages.Chain]:
-    for start in starts:
-        if isinstance(start, Narrow):
-            yield from _chains(start.starts)
-        elif isinstance(start, tuple):
-            yield start
 
 
 def _leads_to(start: Start) -> list[str]:

@@ -560,10 +560,6 @@ class StoreOptions:
         """Seconds for which any run is kept at most."""
         return max(map(self.kept, State))
 
-    def shortest(self) -> float:
-        """Seconds for which any run is kept at least."""
-        return min(map(self.kept, State))
-
 
 class ResultStore(ABC):
     """Keeps runs, and answers the questions of workers about them.

@@ -37,12 +37,6 @@ from .base import (
     Summary,
 )
 
-KINDS = (
-    *("page", "result", "info", "data", "lease", "failure"),
-    *("held", "child", "barrier", "member", "mark", "due"),
-)
-"""Every kind of row."""
-
 ROOT = "page 0"
 """What is due when a run starts, or starts again."""
 

@@ -223,12 +223,6 @@ def test_a_nested_run_names_its_parent(parent: Parent) -> None:
     assert found.parent == {"run": parent.header["run"], "address": parent.header["at"]}
 
 
-@given(parents, st.integers(0, 99))
-def test_the_parents_header_is_of_the_generation_of_now(parent: Parent, generation: int) -> None:
-    header = record.parent_header(parent, generation)
-    assert header == dataclasses.replace(Header.from_dict(parent.header), generation=generation)
-
-
 def test_failures_are_in_the_order_of_addresses() -> None:
     found = record.failures(run_record(failed("10", "9.2", "9.10", "2", "1.0")))
     assert [failure.address for failure in found] == ["1.0", "2", "9.2", "9.10", "10"]
