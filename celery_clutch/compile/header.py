@@ -213,3 +213,9 @@ def is_ours(data: Any) -> TypeGuard[Mapping[str, Any]]:
 def job_due(page: str, address: str) -> str:
     """What is due while a message of a job is to come."""
     return f"job {page} {address}"
+
+
+def job_of(key: str) -> str:
+    """The address of the job whose message is due by this *key*; "" of what else is due."""
+    kind, _, rest = key.partition(" ")
+    return rest.partition(" ")[2] if kind == "job" else ""

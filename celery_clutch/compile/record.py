@@ -11,12 +11,12 @@ import orjson
 
 from ..errors import CorruptRecord
 from ..model import codec, names
-from ..model.plan import EACH, Scope, scope_to_json
+from ..model.plan import EACH, Scope, is_in, scope_to_json, upwards
 from ..model.shape import Shape, checked
 from ..model.status import Failure, State, Status, isoformat
-from ..stores.base import Record, ResultStore, Summary
+from ..stores.base import Due, Record, ResultStore, Summary
 from ..stores.rows import SKIPPED, UNUSUAL
-from .header import Header
+from .header import Header, job_of
 from .instance import indices
 
 SHOWN = 20
@@ -98,6 +98,12 @@ def held_runs(found: Record) -> dict[str, tuple[str, ...]]:
     """The runs that jobs of a run wait for, by the address of the job."""
     held = {address: Held.loads(data).runs for address, data in found.held.items()}
     return {address: runs for address, runs in held.items() if runs}
+
+
+def due_jobs(found: Record) -> dict[str, Due]:
+    """The messages of jobs that are due, by the address of the job."""
+    jobs = ((job_of(key), due) for key, due in found.due.items())
+    return {address: due for address, due in jobs if address}
 
 
 def execution_info(attempt: int, start: float, seconds: float, host: str) -> bytes:
@@ -203,24 +209,21 @@ class Meta:
 
     def scope(self, address: str) -> Scope:
         """The scope in force at *address*: that of the nearest subtree around it."""
-        return next(self._around(address), self.scopes.get("", Scope()))
+        for around in upwards(address):
+            scope = self._of(around)
+            if scope is not None:
+                return scope
+        return self.scopes.get("", Scope())
 
     def between(self, outer: str, address: str) -> Iterator[Scope]:
         """The scopes of subtrees inside the one at *outer* that have something at *address* in
         them."""
-        inside = address.rpartition(".")[0]
-        while inside.startswith(f"{outer}.") or (inside and not outer):
-            scope = self._of(inside)
+        for around in upwards(address):
+            if around in (address, outer) or not is_in(around, outer):
+                continue
+            scope = self._of(around)
             if scope is not None:
                 yield scope
-            inside = inside.rpartition(".")[0]
-
-    def _around(self, address: str) -> Iterator[Scope]:
-        while address:
-            scope = self._of(address)
-            if scope is not None:
-                yield scope
-            address = address.rpartition(".")[0]
 
     def _of(self, address: str) -> Scope | None:
         """The scope of the subtree at *address*, which may be in a branch of a map."""
@@ -262,7 +265,7 @@ class Tally:
         """Count a failure, if it is one of those."""
         if self.step is None and finished:
             return
-        if self.step is not None and not f"{address}.".startswith(f"{self.step}."):
+        if self.step is not None and not is_in(address, self.step):
             return
         failure = _failure(address, data)
         if self.final and not failure.final:

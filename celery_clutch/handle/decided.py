@@ -21,6 +21,7 @@ from ..model.plan import (
     is_tolerant,
     join,
     loads,
+    upwards,
 )
 from ..model.shape import Shape
 from ..stores.base import Execution, Missing, Record, ResultStore
@@ -115,7 +116,7 @@ class _Reader:
         """The deaths that were tolerated, by branch."""
         if not root.tolerant:
             return {}
-        places = {each for address in self.found.tolerated for each in _upwards(address)}
+        places = {each for address in self.found.tolerated for each in upwards(address)}
         if self.found.generation:
             # What was tolerated before a run was resumed is known by the value of the branch alone.
             places.update(self._tolerant(root, ""))
@@ -158,10 +159,3 @@ def _branches(node: Map, at: str, width: int) -> list[tuple[Node, str]]:
 
 def _decides(node: Node) -> bool:
     return isinstance(node, (Map, Choose)) or any(map(_decides, children(node)))
-
-
-def _upwards(address: str) -> Iterator[str]:
-    """*address*, and those of everything around it."""
-    while address:
-        yield address
-        address = address.rpartition(".")[0]

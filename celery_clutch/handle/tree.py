@@ -92,7 +92,7 @@ class _Builder:
         for address in found.tolerated:
             self.failures[address] = record.failure_of(found, address)
         self.deaths = Deaths(known.given_up, found.tolerated)
-        self.retries = _retries(found)
+        self.due = record.due_jobs(found)
         self.cancelled = found.state is State.CANCELLED
         self.over = found.state is State.SUCCEEDED
         self.extra = _extra(known.added, [*executions, *self.failures, *found.held])
@@ -150,9 +150,10 @@ class _Builder:
         state = self.state(address, execution, failure, off)
         if failure is None and state == "tolerated":
             failure = self.deaths.failure(address, job.task)
+        retry = self.due.get(address) if state == "failing" else None
         node = Node(
             *(address, "job", job.task, state, ONE[state], execution, failure),
-            retry_at=self.retries.get(address) if state == "failing" else None,
+            retry_at=None if retry is None else retry.since,
             call=_call(job),
             nested=tuple(self.nested.get(address, ())),
             name=job.name,
@@ -225,16 +226,6 @@ def _last(ends: Sequence[float | None]) -> float | None:
     """The last of the times, if all of them are known."""
     known = [end for end in ends if end is not None]
     return max(known, default=None) if len(known) == len(ends) else None
-
-
-def _retries(found: Record) -> dict[str, float]:
-    """When messages of jobs are to begin, by address."""
-    times: dict[str, float] = {}
-    for key, due in found.due.items():
-        kind, _, rest = key.partition(" ")
-        if kind == "job":
-            times[rest.rpartition(" ")[2]] = due.since
-    return times
 
 
 def _call(job: Job) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..compile import record as records
+from ..compile.header import job_of
 from ..errors import NotAList
 from ..model import names, plan
 from ..model.graph import OVER
@@ -130,11 +131,11 @@ class _Why:
         self.record = snapshot.record
         self.now = snapshot.now
         self.failures = {failure.address: failure for failure in records.failures(self.record)}
-        self.due_jobs = {key.split(" ")[2] for key in self.record.due if key.startswith("job ")}
+        self.due_jobs = records.due_jobs(self.record)
         self.told = {
-            key.split(" ")[2]
+            job_of(key)
             for key, due in self.record.due.items()
-            if key.startswith("job ") and (due.since > self.now or self._is_news(key, due))
+            if due.since > self.now or self._is_news(key, due)
         }
         self.tasks: dict[str, str] = {}
         self.names: dict[str, str] = {}
@@ -398,9 +399,8 @@ class _Why:
             sentence = f"{self._what(key, due)}, {self._since(since)}, and not known to be sent"
             if due.tries:
                 sentence += f"; it was sent again {_times(due.tries)}"
-            address = due.cause
-            if key.startswith("job "):
-                address = key.split(" ")[2]
+            address = job_of(key) or due.cause
+            if job_of(key):
                 for each in self.snapshot.pending:
                     if each.address == address:
                         queue = self.snapshot.queues.get(address, "")
@@ -421,7 +421,7 @@ class _Why:
             return False
         if not self.snapshot.pending or not key.startswith(("job ", "page ")):
             return True
-        if key.startswith("job ") and key.split(" ")[2] in self.failures:
+        if job_of(key) in self.failures:
             return True
         return bool(due.tries) or self.now - due.since >= self.snapshot.grace
 
@@ -429,8 +429,8 @@ class _Why:
         """What is due, as the beginning of a sentence; "" for what is no news."""
         kind, _, rest = key.partition(" ")
         if kind == "job":
-            failure = self.failures.get(rest.partition(" ")[2])
-            job = self._job(rest.partition(" ")[2])
+            address = job_of(key)
+            failure, job = self.failures.get(address), self._job(address)
             if failure is not None:
                 return f"attempt {failure.attempt + 1} of {job} is due ({_told(failure)})"
             return f"the message of {job} is due"
@@ -451,12 +451,10 @@ class _Why:
         return ""
 
     def _retries(self) -> Iterator[Reason]:
-        later = [
-            (due.since, key.split(" ")[2])
-            for key, due in self.record.due.items()
-            if key.startswith("job ") and due.since > self.now
-        ]
-        for when, address in sorted(later)[:LISTED]:
+        later = sorted(
+            (due.since, address) for address, due in self.due_jobs.items() if due.since > self.now
+        )
+        for when, address in later[:LISTED]:
             failure = self.failures.get(address)
             at = f"at {self._clock(when)} (in {duration(when - self.now)})"
             if failure is None:
@@ -470,7 +468,7 @@ class _Why:
             yield self._reason("retry", sentence, address, when)
         if len(later) > LISTED:
             sentence = f"{len(later) - LISTED:,} more jobs are to begin, or to be retried, later"
-            yield self._reason("later", sentence, since=sorted(later)[LISTED][0])
+            yield self._reason("later", sentence, since=later[LISTED][0])
         yield from self._unplanned()
 
     def _unplanned(self) -> Iterator[Reason]:

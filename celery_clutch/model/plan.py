@@ -331,6 +331,13 @@ def is_in(address: str, around: str) -> bool:
     return not around or address == around or address.startswith(f"{around}.")
 
 
+def upwards(address: str) -> Iterator[str]:
+    """*address*, and those of everything around it, the innermost first; without the root."""
+    while address:
+        yield address
+        address = address.rpartition(".")[0]
+
+
 class JobEncoder:
     """Encodes jobs, each of them once, however often it is asked, while they are not too many."""
 

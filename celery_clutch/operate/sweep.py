@@ -217,8 +217,7 @@ class _Look:
 
     def _waiting(self, found: Record) -> set[str]:
         """The jobs that need no message now."""
-        due = {key.split(" ")[2] for key in found.due if key.startswith("job ")}
-        return self._busy() | set(found.held) | due
+        return {*self._busy(), *found.held, *record.due_jobs(found)}
 
     def _dead(self, found: Record) -> set[str]:
         """The jobs that have no further attempt in this generation."""

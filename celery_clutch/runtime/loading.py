@@ -13,7 +13,7 @@ from ..compile import pages, values
 from ..compile.instance import indices, instance, maps
 from ..compile.pages import Expand, Mapped, Narrow, Passed, Start, Template
 from ..errors import MissingResult, NotAList
-from ..model import absent, codec, shape
+from ..model import absent, codec, plan, shape
 from ..model.shape import Shape
 from ..stores.base import Missing, ResultStore
 
@@ -73,14 +73,14 @@ class Loader:
         head, colon, number = key.rpartition(":")
         if colon:
             return self._of_template(head, number)
-        found = self.store.patiently(self.store.page, self.run, key)
-        if found is not Missing:
-            return pages.loads(found)
-        head, slash, branch = key.rpartition("/")
-        starts = self._of_branch(head, branch) if slash else None
-        if starts is None:
-            raise MissingResult(f"page {key} of run {self.run} is not in the store")
-        return starts
+        try:
+            return self._stored(key)
+        except MissingResult:
+            head, slash, branch = key.rpartition("/")
+            starts = self._of_branch(head, branch) if slash else None
+            if starts is None:
+                raise
+            return starts
 
     def _stored(self, key: str) -> tuple[Start, ...]:
         found = self.store.patiently(self.store.page, self.run, key)
@@ -235,9 +235,8 @@ class Loader:
 def _added_branch(address: str) -> str:
     """The address of the innermost branch around *address* that was added while the run ran, or
     ""."""
-    while address and "+" not in address.rpartition(".")[2]:
-        address = address.rpartition(".")[0]
-    return address
+    added = (each for each in plan.upwards(address) if "+" in each.rpartition(".")[2])
+    return next(added, "")
 
 
 def _group_size(page: tuple[Start, ...]) -> int:

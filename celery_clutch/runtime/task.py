@@ -69,7 +69,7 @@ class ClutchTask(Task):
         Raises:
             MissingResult: the store no longer has them.
         """
-        attempt = _attempt(self)
+        attempt = current_attempt(self)
         return attempt.previous_results() if attempt else []
 
     def iter_previous_results(self, chunk: int = 1000) -> Iterator[Any]:
@@ -83,7 +83,7 @@ class ClutchTask(Task):
         """
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, not {chunk}")
-        attempt = _attempt(self)
+        attempt = current_attempt(self)
         return _iterate(attempt, chunk) if attempt else iter(())
 
     @property
@@ -100,7 +100,7 @@ class ClutchTask(Task):
             UnknownName: a KeyError; no step has this name.
             MissingResult: the store no longer has the value.
         """
-        attempt = _attempt(self)
+        attempt = current_attempt(self)
         return attempt.results if attempt else Results(dict, lambda shape: None)
 
     @property
@@ -114,7 +114,7 @@ class ClutchTask(Task):
                 nests clutches as well.
             InvalidStep: what is added is no step.
         """
-        attempt = _attempt(self)
+        attempt = current_attempt(self)
         return Branches(attempt.add_branches if attempt else refuse)
 
     @property
@@ -130,7 +130,7 @@ class ClutchTask(Task):
             NonJSONData, ResultTooLarge: at the end of the job, which fails, where a value that it
                 has changed cannot be stored.
         """
-        attempt = _attempt(self)
+        attempt = current_attempt(self)
         return attempt.data if attempt else Data(dict, 0)
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -226,7 +226,7 @@ class ClutchTask(Task):
 
     def replace(self, sig: Any) -> Any:
         """As in Celery; the value of *sig* becomes the result of the job."""
-        attempt = _attempt(self)
+        attempt = current_attempt(self)
         if attempt is None or (isinstance(sig, compat.Chain) and not sig.tasks):
             return super().replace(sig)  # which refuses an empty chain
         changes = attempt.data.changes()  # may raise; the job has failed then, not left
@@ -257,7 +257,7 @@ class ClutchTask(Task):
         Raises:
             BuildError: in a job.
         """
-        if _attempt(self) is None:
+        if current_attempt(self) is None:
             return super().add_to_chord(sig, lazy)
         raise BuildError(
             "add_to_chord in a job: a parallel of a clutch is no chord of Celery's. "
@@ -510,11 +510,12 @@ def previous_results() -> list[Any]:
     outside.
     """
     task = compat.current_task()
-    attempt = _attempt(task) if task is not None else None
+    attempt = current_attempt(task) if task is not None else None
     return attempt.previous_results() if attempt else []
 
 
-def _attempt(task: Any) -> Attempt | None:
+def current_attempt(task: Any) -> Attempt | None:
+    """The attempt of the job that *task* is running, or None outside a run."""
     request = task.request
     attempt: Attempt | None = getattr(request, ATTEMPT, None)
     if attempt is None and (header := Header.of(request)):
@@ -522,11 +523,6 @@ def _attempt(task: Any) -> Attempt | None:
         if not isinstance(task, ClutchTask):
             setattr(request, ATTEMPT, attempt)
     return attempt
-
-
-def current_attempt(task: Any) -> Attempt | None:
-    """The attempt of the job that *task* is running, or None outside a run."""
-    return _attempt(task)
 
 
 def _is_job(options: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import orjson
 
 from ..errors import CorruptRecord
+from ..model.plan import is_in
 from ..model.status import State
 from .base import (
     END,
@@ -86,7 +87,7 @@ def kept_failures(rows: Rows, retried: Sequence[str]) -> dict[str, bytes]:
     if rows.get("barrier", UNUSUAL) is None:
         return found
     for address, failure in rows.items("failure").items():
-        again = any(f"{address}.".startswith(f"{branch}.") for branch in retried)
+        again = any(is_in(address, branch) for branch in retried)
         if flags_of(failure)[2] == TOLERATED and not again:
             found[address] = failure
     return found
