@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -215,7 +216,7 @@ class Branches(Packed[Node]):
     """
 
     def __init__(self) -> None:
-        super().__init__(_dumps, _loads_all)
+        super().__init__(dumps, _loads_all)
         self.size = 0
         self.depth = 0
         self.only_jobs = True
@@ -226,15 +227,14 @@ class Branches(Packed[Node]):
             return
         branch = _unwrap(value)
         super().append(branch)
-        self.size += branch.size
-        self.depth = max(self.depth, branch.depth)
-        self.only_jobs = self.only_jobs and isinstance(branch, Job)
-        self.tolerant = self.tolerant or branch.tolerant
+        self._measure(branch)
 
     def change_last(self, change: Callable[[Node], Node]) -> None:
         """Put something else in the place of the branch that was added last."""
         self.size -= self._last[-1].size
-        branch = self.amend(change)
+        self._measure(self.amend(change))
+
+    def _measure(self, branch: Node) -> None:
         self.size += branch.size
         self.depth = max(self.depth, branch.depth)
         self.only_jobs = self.only_jobs and isinstance(branch, Job)
@@ -399,21 +399,27 @@ def to_dict(node: Node) -> dict[str, Any]:
         if node.name:
             data["name"] = node.name
         return data
+    return _to_data(node, to_dict)
+
+
+def _to_data(
+    node: Series | Parallel | Choose | Map, convert: Callable[[Node], Any]
+) -> dict[str, Any]:
+    """*node* as data, and what is below it as *convert* makes it."""
+    data: dict[str, Any]
     if isinstance(node, Map):
-        return {"map": to_dict(node.branch), **_settings(node)}
-    if isinstance(node, Choose):
-        return {"choose": to_dict(node.decider), **_choices(node, to_dict), **_settings(node)}
-    return {_kind(node): [to_dict(child) for child in children(node)], **_settings(node)}
-
-
-def _choices(node: Choose, convert: Callable[[Node], Any]) -> dict[str, Any]:
-    """The options of *node*, as data."""
-    data: dict[str, Any] = {"options": [[key, convert(option)] for key, option in node.options]}
-    if node.default is not None:
-        data["default"] = convert(node.default)
-    if node.truth:
-        data["truth"] = True
-    return data
+        data = {"map": convert(node.branch)}
+    elif isinstance(node, Choose):
+        data = {"choose": convert(node.decider)}
+        data["options"] = [[key, convert(option)] for key, option in node.options]
+        if node.default is not None:
+            data["default"] = convert(node.default)
+        if node.truth:
+            data["truth"] = True
+    else:
+        kind = "series" if isinstance(node, Series) else "parallel"
+        data = {kind: [convert(child) for child in children(node)]}
+    return {**data, **_settings(node)}
 
 
 def from_dict(data: Any, is_plain: Callable[[str], bool]) -> Node:
@@ -573,25 +579,14 @@ def _to_json(node: Node, encode: JobEncoder) -> dict[str, Any]:
     if isinstance(node, Job):
         job: dict[str, Any] = {"job": encode(node)}
         return {**job, "name": node.name} if node.name else job
-    nodes = children(node)
-    data: dict[str, Any] = {}
-    if isinstance(nodes, Branches):
-        data["parallel"] = Fragment(b"[%b]" % b",".join(nodes.parts()))
-    elif isinstance(node, Map):
-        data["map"] = _to_json(node.branch, encode)
-    elif isinstance(node, Choose):
-        data["choose"] = _to_json(node.decider, encode)
-        data.update(_choices(node, lambda option: _to_json(option, encode)))
+    if isinstance(node, Parallel) and isinstance(node.branches, Branches):
+        packed = Fragment(b"[%b]" % b",".join(node.branches.parts()))
+        data = {"parallel": packed, **_settings(node)}
     else:
-        data[_kind(node)] = [_to_json(child, encode) for child in nodes]
-    data.update(_settings(node))
+        data = _to_data(node, partial(_to_json, encode=encode))
     if "scope" in data:
         data["scope"] = codec.part(data["scope"])
     return data
-
-
-def _kind(node: Series | Parallel) -> str:
-    return "series" if isinstance(node, Series) else "parallel"
 
 
 def _settings(node: Series | Parallel | Choose | Map) -> dict[str, Any]:
@@ -637,10 +632,6 @@ def _choose_from_json(data: dict[str, Any], scope: Scope, name: str) -> Choose:
     options = tuple((str(key), _from_json(option)) for key, option in data["options"])
     default = _from_json(data["default"]) if "default" in data else None
     return Choose(decider, options, default, bool(data.get("truth")), name, scope)
-
-
-def _dumps(node: Node) -> bytes:
-    return codec.encode_parts(_to_json(node, JobEncoder()))
 
 
 def _loads_all(data: bytes) -> list[Node]:
