@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -90,10 +90,12 @@ def read(
         MissingResult: one of them is not in the store.
     """
 
-    def explain(address: str) -> Any:
+    def stand_in(address: str, skipped: bool) -> Any:
+        if skipped:
+            return Skipped(address)
         raise missing(store, run, address, existed=existed)
 
-    values, stand_in = _stored(store, run, shapes), _stand_in(explain)
+    values = _stored(store, run, shapes)
     return [shape.arrange(each, values, stand_in, early=not existed) for each in shapes]
 
 
@@ -110,14 +112,17 @@ def last(store: ResultStore, run: str, of: Shape, *, whole: bool = True) -> list
         stopped = value is not Missing
     resolved = "" if stopped else _resolved(store, run, of, whole)
 
-    def explain(address: str) -> Any:
+    def stand_in(address: str, skipped: bool) -> Any:
+        if skipped:
+            return Skipped(address)
         if whole:
             raise missing(store, run, address)
+        return None
 
     values = _stored(store, run, [resolved], STOPPED)
     if STOPPED in values:
         return [values[STOPPED]]
-    return shape.arrange_members(resolved, values, _stand_in(explain), early=True)
+    return shape.arrange_members(resolved, values, stand_in, early=True)
 
 
 def _resolved(store: ResultStore, run: str, of: Shape, whole: bool) -> Shape:
@@ -140,13 +145,6 @@ def _stored(store: ResultStore, run: str, shapes: Sequence[Shape], *more: str) -
     found = store.patiently(store.values, run, wanted)
     pairs = zip(wanted, found, strict=True)
     return {address: absent.decode(data) for address, data in pairs if data is not Missing}
-
-
-def _stand_in(explain: Callable[[str], Any]) -> Callable[[str, bool], Any]:
-    def stand_in(address: str, skipped: bool) -> Any:
-        return Skipped(address) if skipped else explain(address)
-
-    return stand_in
 
 
 def missing(store: ResultStore, run: str, address: str, *, existed: bool = False) -> MissingResult:
