@@ -19,7 +19,7 @@ from celery import Celery, shared_task
 
 from ..compile import pages, record
 from ..compile.compat import App
-from ..compile.header import job_due
+from ..compile.header import Header, job_due
 from ..extend.plugins import runtime
 from ..handle import tree
 from ..handle.result import ClutchResult
@@ -29,7 +29,7 @@ from ..runtime import advance
 from ..runtime.attempt import too_late
 from ..runtime.handlers import describe
 from ..runtime.internal import InternalTask
-from ..runtime.outbox import is_plain
+from ..runtime.outbox import Outbox, is_plain
 from ..stores.base import Due, Lease, Record, ResultStore, Summary, every
 
 logger = logging.getLogger(__name__)
@@ -169,12 +169,7 @@ class _Look:
         """Send what is due, again."""
         logger.warning("run %s has lost something, which is sent again: %s", self.run, overdue)
         self.store.tried(self.run, overdue)
-        meta = record.Meta.loads(found.meta)
-        origin = meta.origin(self.run, found.generation)
-        outbox = advance.outbox_of(
-            self.app, origin, self._busy(), self._dead(found), self._attempts(found)
-        )
-        advance.deliver(outbox, overdue)
+        advance.deliver(self._outbox(found, self._busy()), overdue)
 
     def _look(self, found: Record) -> bool:
         """Look through the plan for jobs that should be under way and are not."""
@@ -182,11 +177,8 @@ class _Look:
             self.store.remind(self.run, {LOOK: self.now})
         else:
             self.store.tried(self.run, [LOOK])
-        meta = record.Meta.loads(found.meta)
-        waiting = self._waiting(found)
-        origin = meta.origin(self.run, found.generation)
-        dead, attempts = self._dead(found), self._attempts(found)
-        outbox = advance.outbox_of(self.app, origin, waiting, dead, attempts)
+        waiting = {*self._busy(), *found.held, *record.due_jobs(found)}
+        outbox = self._outbox(found, waiting)
         outbox.rest(pages.ROOT)
         outbox.chains = [tasks for tasks in outbox.chains if not is_plain(tasks)]
         held = [address for address in found.held if address not in self.leases]
@@ -205,31 +197,26 @@ class _Look:
             return
         for nested in held.runs:
             if self.store.peek(nested) is None:
-                meta = record.Meta.loads(found.meta)
-                header = advance.header_of(
-                    self.app, meta.origin(self.run, found.generation), address
-                )
+                header = advance.header_of(self.app, self._origin(found), address)
                 advance.wait_for_nested(self.app, header, found.held[address])
                 return
 
     def _busy(self) -> set[str]:
         return {at for at, lease in self.leases.items() if lease.owner in self.alive}
 
-    def _waiting(self, found: Record) -> set[str]:
-        """The jobs that need no message now."""
-        return {*self._busy(), *found.held, *record.due_jobs(found)}
+    def _origin(self, found: Record) -> Header:
+        return record.Meta.loads(found.meta).origin(self.run, found.generation)
 
-    def _dead(self, found: Record) -> set[str]:
-        """The jobs that have no further attempt in this generation."""
-        return {
-            address
-            for address, data in found.failures.items()
-            if address not in found.finished and orjson.loads(data)["final"]
-        }
-
-    def _attempts(self, found: Record) -> dict[str, int]:
-        """How many attempts of each job have failed."""
-        return {at: int(orjson.loads(data)["attempt"]) for at, data in found.failures.items()}
+    def _outbox(self, found: Record, skip: Collection[str]) -> Outbox:
+        """For what is left of the run; the jobs *skip* need no message now."""
+        attempts: dict[str, int] = {}
+        dead: set[str] = set()
+        for address, data in found.failures.items():
+            failure = orjson.loads(data)
+            attempts[address] = int(failure["attempt"])
+            if failure["final"] and address not in found.finished:
+                dead.add(address)
+        return advance.outbox_of(self.app, self._origin(found), skip, dead, attempts)
 
     def _expire(self, found: Record) -> bool:
         """Fail a run past its deadline, in the name of its first job that has not begun."""

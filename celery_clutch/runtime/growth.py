@@ -180,10 +180,10 @@ class _Grower:
             node = self._child(node, part, address)
 
     def _child(self, node: Node, part: str, address: str) -> Node:
-        if isinstance(node, Map):
-            return node.branch if part.isdecimal() else self._plan(f"{canvas.PLAN} {address}")
-        if not part.isdecimal():
+        if not part.isdecimal():  # a branch that was added
             return self._plan(f"{canvas.PLAN} {address}")
+        if isinstance(node, Map):
+            return node.branch
         return plan.children(node)[int(part)]
 
     def _plan(self, key: str) -> Node:
