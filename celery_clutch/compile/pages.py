@@ -350,13 +350,12 @@ def barriers_to_json(barriers: Iterable[Barrier]) -> list[list[Any]]:
     found: list[list[Any]] = []
     for barrier in barriers:
         settles, turn = barrier.settles, barrier.turn
-        data = [barrier.name, barrier.width]
-        more = [barrier.then, settles.width if settles else 0]
-        more += [turn.limit if turn else 0, turn.width if turn else 0]
-        more += [barrier.gate, int(barrier.closes), int(barrier.grows)]
-        while more and not more[-1]:
-            more.pop()
-        found.append([*data, *more])
+        data = [barrier.name, barrier.width, barrier.then, settles.width if settles else 0]
+        data += [turn.limit if turn else 0, turn.width if turn else 0]
+        data += [barrier.gate, int(barrier.closes), int(barrier.grows)]
+        while len(data) > 2 and not data[-1]:
+            data.pop()
+        found.append(data)
     return found
 
 

@@ -9,7 +9,7 @@ from ..model import names
 from ..model.graph import TIMES, WIDE, counts, printable
 from ..model.status import Failure
 from .node import Node, Tree
-from .words import duration, headline
+from .words import duration, headline, told
 
 MARKS = {
     "waiting": "·",
@@ -121,6 +121,5 @@ def _cut(text: str) -> str:
 
 
 def _told(failure: Failure) -> str:
-    message = failure.message.strip().partition("\n")[0]
     again = "" if failure.final else f" (attempt {failure.attempt}; it is retried)"
-    return f"{failure.exception}: {message}{again}"
+    return f"{told(failure)}{again}"

@@ -20,11 +20,11 @@ from ..model import names, plan
 from ..model.graph import OVER
 from ..model.plan import Job, Map, Parallel, Scope
 from ..model.reason import Reason
-from ..model.status import Failure, State
+from ..model.status import State
 from ..model.workers import JOBS, Worker, Workers, place
 from ..stores.base import Due, Lease, Record
 from .tree import Node, Tree
-from .words import duration
+from .words import duration, told
 
 LISTED = 5
 """How many jobs, or runs, of a kind are named one by one."""
@@ -34,6 +34,9 @@ RECENT = 5.0
 """Seconds after which a message that is nowhere is not on its way any more."""
 SILENT = 0.5
 """The part of a lease that is left when its owner has missed a renewal."""
+
+LONGEST = 200
+"""How many characters of the message of a failure are told."""
 
 SWEEP = "The sweep sends it again: schedule celery_clutch.sweep, or celery -A proj clutch sweep"
 
@@ -177,7 +180,7 @@ class _Why:
             for failure in dead[:LISTED]:
                 sentence = (
                     f"the run failed {self._at(ended)}: {self._job(failure.address, failure.task)} "
-                    f"is dead{_attempt(failure)}: {_told(failure)}"
+                    f"is dead{_attempt(failure)}: {told(failure, LONGEST)}"
                 )
                 fix = "resume() runs it again."
                 if _is_of_a_list(failure):
@@ -432,7 +435,7 @@ class _Why:
             address = job_of(key)
             failure, job = self.failures.get(address), self._job(address)
             if failure is not None:
-                return f"attempt {failure.attempt + 1} of {job} is due ({_told(failure)})"
+                return f"attempt {failure.attempt + 1} of {job} is due ({told(failure, LONGEST)})"
             return f"the message of {job} is due"
         if kind == "page":
             if branches := _branches(rest):
@@ -463,7 +466,7 @@ class _Why:
                 continue
             sentence = (
                 f"{self._job(address)} has failed in attempt {failure.attempt}, and is retried "
-                f"{at}: {_told(failure)}"
+                f"{at}: {told(failure, LONGEST)}"
             )
             yield self._reason("retry", sentence, address, when)
         if len(later) > LISTED:
@@ -479,7 +482,7 @@ class _Why:
                 continue
             sentence = (
                 f"{self._job(address, failure.task)} has failed in attempt {failure.attempt}, and "
-                f"Celery retries it: {_told(failure)}"
+                f"Celery retries it: {told(failure, LONGEST)}"
             )
             yield self._reason("retry", sentence, address)
 
@@ -636,13 +639,6 @@ def _ended_at(node: Node) -> float:
         _, start, seconds = node.timing()
         return (start or 0.0) + (seconds or 0.0)
     return max((_ended_at(each) for each in node.below), default=0.0)
-
-
-def _told(failure: Failure) -> str:
-    message = failure.message.strip().partition("\n")[0]
-    if len(message) > 200:
-        message = message[:200] + "..."
-    return f"{failure.exception}: {message}"
 
 
 def _attempt(failure: Failure) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from datetime import datetime
 
-from ..model.status import Status
+from ..model.status import Failure, Status
 from ..stores.base import Summary
 
 
@@ -18,6 +18,14 @@ def headline(status: Status) -> str:
         start, end = map(datetime.fromisoformat, (status.created_at, status.ended_at))
         parts.append(f"took {duration((end - start).total_seconds())}")
     return "  ".join(parts)
+
+
+def told(failure: Failure, most: int | None = None) -> str:
+    """A failure in one line, with at most so many characters of its message."""
+    message = failure.message.strip().partition("\n")[0]
+    if most is not None and len(message) > most:
+        message = f"{message[:most]}..."
+    return f"{failure.exception}: {message}"
 
 
 def brief(run: Summary) -> str:

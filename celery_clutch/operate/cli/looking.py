@@ -20,7 +20,7 @@ from ...errors import ClutchError
 from ...handle import lines, snapshot, words
 from ...handle.lines import lines as draw_lines
 from ...model import graph, plan
-from ...model.status import Failure, isoformat
+from ...model.status import isoformat
 from ...stores.base import ResultStore, Summary
 from .. import doctor, statistics
 from .base import (
@@ -196,7 +196,7 @@ def failures(obj: Any, id: str, limit: int, tolerated: bool, as_json: bool) -> N
         kind = "dead" if group.dead else "failing"
         kind = "tolerated" if tolerated else kind
         count, margin = f"{group.count:,} {graph.TIMES}", " " * 4
-        text = f"{count} {group.task}  {_said(group.example)}"
+        text = f"{count} {group.task}  {words.told(group.example)}"
         first, *others = wrapped(text, "", margin, line_width() or sys.maxsize)
         say((count, kind), first.removeprefix(count), plain=obj.no_color)
         for line in others:
@@ -209,10 +209,6 @@ def failures(obj: Any, id: str, limit: int, tolerated: bool, as_json: bool) -> N
         say(f"… and {len(groups) - limit:,} other kinds")
     if found.tolerated and not tolerated:
         say(f"tolerated deaths: {len(found.tolerated):,} (see --tolerated)")
-
-
-def _said(failure: Failure) -> str:
-    return f"{failure.exception}: {failure.message.strip().partition(chr(10))[0]}"
 
 
 @clutch.command()
