@@ -20,7 +20,7 @@ from ..model import names, plan
 from ..model.graph import OVER
 from ..model.plan import Job, Map, Parallel, Scope
 from ..model.reason import Reason
-from ..model.status import State
+from ..model.status import Failure, State
 from ..model.workers import JOBS, Worker, Workers, place
 from ..stores.base import Due, Lease, Record
 from .tree import Node, Tree

@@ -400,7 +400,8 @@ class Proxy:
 
     def __init__(self, url: str) -> None:
         place = urlsplit(url)
-        usual = 5672 if place.scheme == "amqp" else 6379
+        self._is_redis = place.scheme != "amqp"
+        usual = 6379 if self._is_redis else 5672
         self._server = place.hostname or "localhost", place.port or usual
         self._listener = socket.create_server(("localhost", 0))
         user, at, _ = place.netloc.rpartition("@")
@@ -443,16 +444,23 @@ class Proxy:
     def _ask(self, client: socket.socket, server: socket.socket) -> bool:
         """Pass a command on; False if the connection is to be closed."""
         command = client.recv(1 << 20)
+        if not command:
+            return False
         before = self._left
         # Some are sent together (Redis), and may come so, or one by one.
         self._left -= max(len(_COMMANDS.findall(command)), 1)
-        cut = bool(command) and before > 0 >= self._left
+        cut = before > 0 >= self._left
         self.cuts += cut
-        if command and (self._answered or not cut):
+        if self._answered or not cut:
             server.sendall(command)
-        if cut and self._answered:
+        if cut and self._answered and self._is_redis:
+            # It does what it has been sent, answers all of that, and closes the connection.
+            server.shutdown(socket.SHUT_WR)
+            while server.recv(1 << 16):
+                pass
+        elif cut and self._answered:
             server.recv(1 << 16)
-        return bool(command) and not cut
+        return not cut
 
 
 def _answers(client: redis.Redis) -> bool:
