@@ -168,7 +168,7 @@ def test_ls_json_is_one_object_a_line(shop: Shop) -> None:
 def test_ls_shows_what_still_runs_of_a_run_that_has_failed(shop: Shop) -> None:
     shop.succeeded()
     run = Clutch(parallel(shop.wait, shop.store), id="slow", app=shop.app).engage()
-    until(lambda: run.state is State.FAILED, 30)
+    until(lambda: run.state is State.FAILED and run.status().draining, 30)
     assert {row["ID"]: row["STATE"] for row in shop.table("ls")[:2]} == {
         "slow": "FAILED*",
         "good": "SUCCEEDED",
