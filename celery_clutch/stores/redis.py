@@ -131,16 +131,18 @@ class _Script:
 
 
 class _Line:
-    """One connection of a client's pool, given back when this is dropped.
+    """One connection of a client's pool.
 
     What a client does around a command (retries, measurements, locks) takes as long as to send it
-    and to read the answer.
+    and to read the answer. A client that has a connection to itself gives it back when it is
+    collected; if that is while a thread has the lock of the pool, up to redis-py 5.2 that thread
+    waits for itself. So this is given back by whoever has it.
     """
 
     def __init__(self, client: Any) -> None:
-        pool = client.connection_pool
-        self._client = redis.Redis(connection_pool=pool, single_connection_client=True)
-        self._connection: Any = self._client.connection
+        self._pool = client.connection_pool
+        command = () if _MAJOR > 5 else ("_",)
+        self._connection: Any = self._pool.get_connection(*command)
 
     def is_open(self) -> bool:
         """Whether the server has neither closed it nor said what nobody has asked for."""
@@ -152,6 +154,15 @@ class _Line:
     def execute_command(self, *args: Any) -> Any:
         self._connection.send_packed_command([_packed(args)])
         return self._connection.read_response()
+
+    def release(self) -> None:
+        """Give it back to the pool."""
+        self._pool.release(self._connection)
+
+    def close(self) -> None:
+        """Close the connection, which may be out of step, and give it back."""
+        self._connection.disconnect()
+        self.release()
 
 
 def _packed(args: Iterable[Any]) -> bytes:
@@ -602,7 +613,10 @@ class RedisStore(TransactionalStore, Buckets):
 
     def close(self) -> None:
         client = self._own.pop("client", None)
-        self._kept.clear()
+        while self._kept:
+            kept = self._kept.pop()
+            if isinstance(kept, _Line):
+                kept.close()
         while self._ears:
             self._ears.pop().close()
         if client is not None:
@@ -665,13 +679,20 @@ class RedisStore(TransactionalStore, Buckets):
         except IndexError:  # there is none yet, or another thread has it
             client = None
         if idle and isinstance(client, _Line) and not client.is_open():
+            client.close()
             client = None
         if client is None:
             client = self._lasting()
-        # An exception leaves the connection to the pool: it may be out of step.
-        answer = call(client)
+        try:
+            answer = call(client)
+        except BaseException:
+            if isinstance(client, _Line):
+                client.close()
+            raise
         if not self._kept:
             self._kept.append(client)
+        elif isinstance(client, _Line):
+            client.release()
         return answer
 
     def _lasting(self) -> Any:
@@ -704,6 +725,8 @@ class RedisStore(TransactionalStore, Buckets):
     def _kept_ear(self, name: str) -> Ear | None:
         """The connection that is kept, with a subscription; None if it is none any more."""
         if self._ears_of != os.getpid():
+            for inherited in self._ears:
+                inherited.close()
             self._ears, self._ears_of = [], os.getpid()
         try:
             ear = self._ears.pop()

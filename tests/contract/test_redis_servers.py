@@ -471,6 +471,25 @@ def test_a_call_that_is_interrupted_does_not_answer_the_next(start_redis: Start)
     store.close()
 
 
+def test_a_connection_is_given_back_at_once_when_a_call_fails(start_redis: Start) -> None:
+    """Not when its client is collected: that may be while a thread has the lock of the pool."""
+    server = start_redis()
+    store = RedisStore(f"{server.url}?client_name=lost", StoreOptions("keys"))
+
+    def connected() -> int:
+        return sum(each["name"] == "lost" for each in server.client.client_list())
+
+    store.create("r", b"", {}, 1)
+    assert connected() == 1
+    server.client.set("keys:{s}:run", "no hash")
+    with pytest.raises(CorruptRecord) as caught:
+        store.peek("s")
+    assert connected() == 0, str(caught.value)
+    assert store.peek("r") == (State.RUNNING, 0)
+    assert connected() == 1
+    store.close()
+
+
 def test_it_is_not_kept_where_connections_are_counted(redis_url: str) -> None:
     # Waiting takes both of them.
     tour(RedisStore(f"{redis_url}?max_connections=2", GUEST))
