@@ -61,7 +61,7 @@ def lines(
     def line(node: Node) -> Line:
         what = node.task or node.kind
         if arguments and node.kind == "job":
-            what += f"({_cut(node.call)})"
+            what += f"({names.cut(node.call, MOST)})"
         label = names.label(node.name, node.address, what)
         notes = _notes(node, now)
         if node.key:
@@ -114,10 +114,6 @@ def _notes(node: Node, now: float) -> Iterator[str]:
     if node.retry_at is not None:
         left = node.retry_at - now
         yield f"next attempt in {duration(left)}" if left > 0 else "next attempt is due"
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MOST else f"{text[: MOST - 1]}…"
 
 
 def _told(failure: Failure) -> str:

@@ -27,7 +27,7 @@ from ..errors import (
 from ..extend.plugins import runtime
 from ..model import codec, graph, names, plan, shape
 from ..model.reason import Reason
-from ..model.status import Failure, Progress, State, Status
+from ..model.status import Failure, Progress, State, Status, name_of
 from ..runtime import engage, journal, workers
 from ..runtime.advance import follow
 from ..runtime.handlers import finished
@@ -395,8 +395,8 @@ class ClutchResult:
         first = dead.failures()
         told = "; ".join(f"{f.task} at {f.address}: {f.exception}: {f.message}" for f in first)
         more = f" and {dead.count - len(first):,} more" if dead.count > len(first) else ""
-        late = f"{ClutchExpired.__module__}.{ClutchExpired.__qualname__}"
-        kind = ClutchExpired if {*dead.exceptions} == {late} else ClutchFailed
+        late = {*dead.exceptions} == {name_of(ClutchExpired)}
+        kind = ClutchExpired if late else ClutchFailed
         raise kind(f"run {self.id} has failed: {told}{more}", every.failures(), every.count)
 
     def _tallied(self, *tallies: Tally) -> Sequence[Tally]:

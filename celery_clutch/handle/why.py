@@ -20,7 +20,7 @@ from ..model import names, plan
 from ..model.graph import OVER
 from ..model.plan import Job, Map, Parallel, Scope
 from ..model.reason import Reason
-from ..model.status import Failure, State
+from ..model.status import Failure, State, name_of
 from ..model.workers import JOBS, Worker, Workers, place
 from ..stores.base import Due, Lease, Record
 from .tree import Node, Tree
@@ -648,8 +648,7 @@ def _attempt(failure: Failure) -> str:
 
 def _is_of_a_list(failure: Failure) -> bool:
     """Whether it is the list of a map that is wrong, found when the map was to begin."""
-    name = f"{NotAList.__module__}.{NotAList.__qualname__}"
-    return failure.task == ADVANCE and failure.exception == name
+    return failure.task == ADVANCE and failure.exception == name_of(NotAList)
 
 
 def _verb(jobs: Sequence[Pending], one: str, many: str) -> str:

@@ -207,7 +207,14 @@ def option(key: str | None) -> str:
         value = None
     plain = isinstance(value, str) and _WORD.fullmatch(value) and value not in _WORDS
     shown = value if plain else key
-    return printable(shown if len(shown) <= 60 else f"{shown[:59]}…")
+    return printable(cut(shown, 60))
+
+
+def cut(text: str, most: int | None) -> str:
+    """*text* in at most so many characters; None takes any."""
+    if most is None or len(text) <= most:
+        return text
+    return f"{text[: most - 1]}…"
 
 
 def printable(value: str) -> str:

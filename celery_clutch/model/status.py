@@ -21,6 +21,12 @@ class State(str, Enum):
     __format__ = str.__format__  # type: ignore[assignment]
 
 
+def name_of(kind: type[BaseException]) -> str:
+    """An exception class, as it stands in a `Failure`."""
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"{module}{kind.__qualname__}"
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """The latest failed attempt of a job that has no result yet.

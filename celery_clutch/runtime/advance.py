@@ -28,6 +28,7 @@ from ..extend.plugins import Runtime, runtime
 from ..model import codec
 from ..model.absent import Failed
 from ..model.events import JobFinished
+from ..model.names import cut
 from ..model.status import Failure, State
 from ..stores.base import (
     NOTHING,
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 LISTED = 10
 """How many options an error has at most."""
+LONGEST = 80
+"""How many characters of each, and of what was decided."""
 
 UNREADABLE = (MissingResult, NotAList, CorruptRecord)
 """What is raised where a run cannot go on from a page; `unreadable` lets it fail of that."""
@@ -497,17 +500,13 @@ def chosen(header: Header, value: Any) -> pages.Choice:
     choice = header.choices.of(value)
     if choice is None:
         options = header.choices.options
-        keys = ", ".join(_cut(str(option.key)) for option in options[:LISTED])
+        keys = ", ".join(cut(str(option.key), LONGEST) for option in options[:LISTED])
         more = f" and {len(options) - LISTED:,} more" if len(options) > LISTED else ""
         raise NoSuchChoice(
-            f"job {header.at} has decided for {_cut(repr(value))}, which is no option, and there "
-            f"is no default; the options are {keys}{more}"
+            f"job {header.at} has decided for {cut(repr(value), LONGEST)}, which is no option, and "
+            f"there is no default; the options are {keys}{more}"
         )
     return choice
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def finished_event(

@@ -20,7 +20,7 @@ from ..compile.header import Header
 from ..extend import observers
 from ..extend.plugins import runtime
 from ..model.events import Finished, JobFailed, StepSettled
-from ..model.status import Failure, State, isoformat
+from ..model.status import Failure, State, isoformat, name_of
 from ..stores.base import ENDED, Record
 from . import journal
 
@@ -184,12 +184,6 @@ def _hint(exc: BaseException) -> str:
             "base=ClutchTask on the task"
         )
     return ""
-
-
-def name_of(kind: type[BaseException]) -> str:
-    """An exception class, as it stands in a `Failure`."""
-    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return f"{module}{kind.__qualname__}"
 
 
 def _text(exc: BaseException) -> str:

@@ -27,6 +27,7 @@ from ...extend.settings import without_passwords
 from ...handle import tree
 from ...handle.result import ClutchResult
 from ...model import graph
+from ...model.names import cut
 from ...model.status import State
 from ...stores.base import ResultStore, Summary, listed
 
@@ -178,13 +179,6 @@ def table(
 
 def _fitted(cell: str, width: int) -> str:
     return cut(cell, width).ljust(width)
-
-
-def cut(text: str, width: int | None) -> str:
-    """*text* in at most *width* characters; None takes any."""
-    if width is None or len(text) <= width:
-        return text
-    return text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def wrapped(text: str, first: str, others: str, width: int) -> list[str]:

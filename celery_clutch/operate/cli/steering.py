@@ -13,13 +13,13 @@ from ...errors import RunNotFound
 from ...handle import words
 from ...handle.result import ClutchResult
 from ...model import graph
+from ...model.names import cut
 from ...model.status import State
 from ...stores.base import Summary
 from .. import sweep as sweep_module
 from .base import (
     Filters,
     clutch,
-    cut,
     filtered,
     ids_argument,
     line_width,

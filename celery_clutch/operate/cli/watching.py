@@ -15,12 +15,12 @@ import click
 from ...handle import lines, words
 from ...handle.lines import lines as draw_lines
 from ...model import graph
+from ...model.names import cut
 from ...model.status import State
 from ...stores.base import ENDED, ResultStore, Summary, listed
 from .base import (
     clutch,
     complete_ids,
-    cut,
     line_of,
     line_width,
     newest,
