@@ -221,10 +221,11 @@ class Cutter:
         """What starts a parallel."""
         width = len(node.branches)
         place = self.tolerant(node, at, width, place)
+        apart = self.tells_apart(node, place)
         here: Place | None = None
         for index, branch in enumerate(node.branches):
             address = join(at, index)
-            if here is None or self.tells_apart(node, place):
+            if here is None or apart:
                 here = self.branch(node, branch, at, address, width, None, place)
             yield from self.node(branch, address, here)
 
