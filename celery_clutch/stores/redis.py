@@ -201,7 +201,7 @@ class RedisStore(TransactionalStore, Buckets):
         super().__init__(url, options)
         self._given = client
         self._own: dict[str, Any] = {}  # the client, once there is one
-        self._kept: list[Any] = []
+        self._kept: list[_Line] = []
         self._kept_by = 0  # the process
         self._ears: list[Ear] = []
         self._ears_of = 0
@@ -614,9 +614,7 @@ class RedisStore(TransactionalStore, Buckets):
     def close(self) -> None:
         client = self._own.pop("client", None)
         while self._kept:
-            kept = self._kept.pop()
-            if isinstance(kept, _Line):
-                kept.close()
+            self._kept.pop().close()
         while self._ears:
             self._ears.pop().close()
         if client is not None:
@@ -672,34 +670,32 @@ class RedisStore(TransactionalStore, Buckets):
         A pool looks at a connection whenever it lends it; this looks only at one that may have been
         *idle* for so long that the server has closed it.
         """
+        client = self._client
+        if not isinstance(client, redis.Redis) or self._counted:
+            return call(client)
+        line = self._line(client, idle)
+        try:
+            answer = call(line)
+        except BaseException:
+            line.close()
+            raise
+        if self._kept:
+            line.release()
+        else:
+            self._kept.append(line)
+        return answer
+
+    def _line(self, client: Any, idle: bool) -> _Line:
+        """The connection that is kept, or another one."""
         if self._kept_by != os.getpid():
             self._kept, self._kept_by = [], os.getpid()
         try:
-            client = self._kept.pop()
+            line = self._kept.pop()
         except IndexError:  # there is none yet, or another thread has it
-            client = None
-        if idle and isinstance(client, _Line) and not client.is_open():
-            client.close()
-            client = None
-        if client is None:
-            client = self._lasting()
-        try:
-            answer = call(client)
-        except BaseException:
-            if isinstance(client, _Line):
-                client.close()
-            raise
-        if not self._kept:
-            self._kept.append(client)
-        elif isinstance(client, _Line):
-            client.release()
-        return answer
-
-    def _lasting(self) -> Any:
-        """A connection of the pool, unless those are counted; then the client."""
-        client = self._client
-        if not isinstance(client, redis.Redis) or self._counted:
-            return client
+            return _Line(client)
+        if not idle or line.is_open():
+            return line
+        line.close()
         return _Line(client)
 
     @property
