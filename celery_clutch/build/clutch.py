@@ -414,7 +414,8 @@ class Clutch:
                 ``typing=False``.
             InvalidOption: an option that Celery cannot send, or that belongs to the clutch.
             StoreUnavailable: the store cannot be reached; nothing was sent. If only its answer was
-                lost the sweep starts the run. With an ``id`` it may be called again.
+                lost the run has started, or the sweep starts it. With an ``id`` it may be called
+                again.
             ConfigurationError: there is no store, or it is unknown.
         """
         checks.start(options, nested=self._parent_attempt() is not None)

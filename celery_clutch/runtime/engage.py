@@ -52,9 +52,14 @@ def engage(prepared: Prepared, options: Mapping[str, Any], *, named: bool = Fals
     journal.engaged(prepared.run, prepared.meta)
     observers.emit(own, signals.clutch_engaged, prepared.engaged)
     if prepared.meta.jobs and app.conf.task_always_eager:
-        outbox = advance.outbox_of(app, prepared.origin)
-        outbox.page(pages.ROOT, prepared.encoded[pages.ROOT])
-        _run_now(outbox)
+        _run_now(_first_page(prepared))
+
+
+def _first_page(prepared: Prepared) -> Outbox:
+    """What a run starts with, to be sent."""
+    outbox = advance.outbox_of(prepared.app, prepared.origin, grown=False)
+    outbox.page(pages.ROOT, prepared.encoded[pages.ROOT])
+    return outbox
 
 
 def _only_message(
@@ -65,8 +70,7 @@ def _only_message(
         return None
     if not pages.is_direct(prepared.first) or len(prepared.first) > 1:
         return None
-    outbox = advance.outbox_of(own.app, prepared.origin, grown=False)
-    outbox.page(pages.ROOT, prepared.encoded[pages.ROOT])
+    outbox = _first_page(prepared)
     if len(outbox.chains) > 1 or outbox.is_to_confirm:
         return None
     try:
@@ -84,10 +88,10 @@ def _run_now(outbox: Outbox) -> None:
 def _send(prepared: Prepared, options: Mapping[str, Any], *, named: bool) -> None:
     """Send the first page where that is small, else what expands it in a worker."""
     app, store = prepared.app, runtime(prepared.app).store
-    outbox = advance.outbox_of(app, prepared.origin, grown=False)
     if pages.is_direct(prepared.first):
-        outbox.page(pages.ROOT, prepared.encoded[pages.ROOT])
+        outbox = _first_page(prepared)
     else:
+        outbox = advance.outbox_of(app, prepared.origin, grown=False)
         queue = prepared.meta.scope("").queue
         outbox.chains.append([outbox.compiler.advance(pages.ROOT, queue)])
     publish.send(app, outbox.chains, options)
