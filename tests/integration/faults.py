@@ -69,7 +69,8 @@ def clients(what: str, given: list[str]) -> list[tuple[str, bool]]:
     """Do *what* again and again, each time in a process that is killed one point later.
 
     Args:
-        what: "engage", "wide" or "resume".
+        what: "one" (message, which the store sends in the step that creates the run), "engage",
+            "wide" or "resume".
         given: the ids of runs, one for each time; "" leaves the id to ``engage``.
 
     Returns:
@@ -117,7 +118,7 @@ def _client(app: Celery, what: str, run: str, number: int, said: int) -> None:
         if what == "resume":
             ClutchResult(run, app).resume()
         else:
-            width = 3 if what == "engage" else 120
+            width = {"one": 1, "engage": 3, "wide": 120}[what]
             value, total = app.signature("it.value", (1,)), app.signature("it.total")
             branches = parallel(value.clone() for _ in range(width))
             Clutch(branches, total, app=app, id=run or None).engage()

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import pytest
 import redis
 from celery import Celery
 
@@ -389,6 +390,13 @@ class RedisServer:
     @property
     def client(self) -> redis.Redis:
         return redis.Redis.from_url(self.url)
+
+
+def one_redis() -> dict[str, str]:
+    """Settings with which the store is the broker: it sends messages."""
+    if "CLUTCH_TEST_STORE" in os.environ:
+        pytest.skip("the store of CLUTCH_TEST_STORE is no broker")
+    return {"clutch_store": tasks.database(0)}
 
 
 _COMMANDS = re.compile(rb"(?:^|\r\n)\*\d+\r\n")

@@ -20,7 +20,7 @@ from celery_clutch.sweep import sweep
 from . import app as tasks
 from .app import fail_unless, total, value
 from .conftest import MakeLab
-from .lab import MODULE, ROOT, Lab, Proxy, until
+from .lab import MODULE, ROOT, Lab, Proxy, one_redis, until
 
 POINTS = 60
 """More than `engage` or `resume` has."""
@@ -33,13 +33,14 @@ def clients(make_lab: MakeLab) -> Iterator[Lab]:
         yield lab
 
 
-def killed(lab: Lab, what: str, runs: list[str]) -> list[ClutchResult]:
-    """The runs of clients that were killed at every point, and of one that was not."""
+def killed(lab: Lab, what: str, runs: list[str], points: int = 5) -> list[ClutchResult]:
+    """The runs of clients that were killed at every point, and of one that was not; there are so
+    many *points* at least."""
     command = [sys.executable, "-m", MODULE.replace(".app", ".faults"), what, json.dumps(runs)]
     environ = {**os.environ, "CLUTCH_IT_CONF": json.dumps(lab.conf), "PYTHONPATH": str(ROOT)}
     said = subprocess.run(command, env=environ, stdout=subprocess.PIPE, check=True, cwd=ROOT)
     found = json.loads(said.stdout)
-    assert len(found) > 5, "there are store calls and messages to be killed at"
+    assert len(found) > points, "there are store calls and messages to be killed at"
     return [ClutchResult(run, lab.app) for run, _ in found]
 
 
@@ -78,6 +79,19 @@ def test_a_client_killed_at_every_point_of_engage(
     for run in created:
         assert run.get(timeout=1) == [result]
         assert set(clients.ran(run).values()) == {1}
+
+
+def test_a_client_killed_at_every_point_where_the_store_sends_the_only_message(
+    make_lab: MakeLab,
+) -> None:
+    with make_lab("only", **one_redis()) as lab:
+        runs = killed(lab, "one", [""] * POINTS, points=4)
+        # Before and after the message is made, before the step; behind it, and not at all.
+        assert [run.id in known(lab) for run in runs] == [False] * 3 + [True] * 2
+        until(lambda: all(run.ready() for run in runs[3:]), "for the runs, without a sweep")
+        for run in runs[3:]:
+            assert run.get(timeout=1) == [1]
+            assert set(lab.ran(run).values()) == {1}
 
 
 def test_a_client_killed_at_every_point_of_resume(clients: Lab, tag: str) -> None:

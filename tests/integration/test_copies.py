@@ -28,13 +28,16 @@ from .app import (
     value,
 )
 from .conftest import MakeLab
-from .lab import Gate, Lab, handlers, until
+from .lab import Gate, Lab, handlers, one_redis, until
 
 
-@pytest.fixture(scope="module")
-def doubled(make_lab: MakeLab) -> Iterator[Lab]:
-    """A worker that sends every message of a run twice."""
-    with make_lab("doubled", clutch_it_double=True, clutch_lease=2.0, concurrency=4) as lab:
+@pytest.fixture(scope="module", params=["two-redis", "one-redis"])
+def doubled(make_lab: MakeLab, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A worker that sends every message of a run twice; the store is another Redis than the broker,
+    or the same."""
+    conf = one_redis() if request.param == "one-redis" else {}
+    options = {"clutch_it_double": True, "clutch_lease": 2.0, **conf}
+    with make_lab(f"doubled-{request.param}", concurrency=4, **options) as lab:
         lab.app.set_current()
         yield lab
 

@@ -22,15 +22,16 @@ from celery_clutch.sweep import sweep
 from . import app as tasks
 from .app import double, fail, nests, picky, retry, seen, sees, spread, stop, total, value
 from .conftest import MakeLab
-from .lab import Lab, handlers, until
+from .lab import Lab, handlers, one_redis, until
 
 PATIENCE = 240.0
 EVERY = ("on_failure", "on_death", "on_success", "on_end")
 
 
-@pytest.fixture(scope="module", params=["early", "late"])
+@pytest.fixture(scope="module", params=["early", "late", "one-redis"])
 def faulty(make_lab: MakeLab, request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """A worker whose children are killed; messages are acknowledged early, or late."""
+    """A worker whose children are killed; messages are acknowledged early, or late; the store is
+    the broker, and sends messages, or is not."""
     late = request.param == "late"
     conf: dict[str, Any] = {
         "clutch_it_faults": True,
@@ -39,6 +40,8 @@ def faulty(make_lab: MakeLab, request: pytest.FixtureRequest) -> Iterator[Lab]:
         "task_acks_late": late,
         "task_reject_on_worker_lost": late,
     }
+    if request.param == "one-redis":
+        conf.update(one_redis())
     with make_lab(f"faults-{request.param}", **conf) as lab:
         lab.app.set_current()
         yield lab
